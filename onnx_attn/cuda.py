@@ -60,6 +60,18 @@ def runtime_wheels() -> dict[str, str]:
     return found
 
 
+def broken_runtime() -> Missing | None:
+    """An onnxruntime that is only an empty shell, as pip leaves it when one of two wheels goes."""
+    if hasattr(onnxruntime, "InferenceSession"):
+        return None
+    names = sorted({"onnxruntime", "onnxruntime-gpu", *runtime_wheels()})
+    return Missing(
+        "the installed onnxruntime is incomplete: another wheel took its files along",
+        f"Mend it: pip uninstall -y {' '.join(names)} && pip install onnxruntime-gpu",
+        gpu=False,
+    )
+
+
 def clashing_wheels() -> Missing | None:
     """More than one wheel in the folder onnxruntime, each having overwritten the other's files."""
     wheels = runtime_wheels()

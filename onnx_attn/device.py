@@ -19,7 +19,7 @@ from .errors import DeviceError, InputError, ModelError
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
-OpenSession = Callable[[list[Any]], onnxruntime.InferenceSession]
+OpenSession = Callable[[list[Any]], "onnxruntime.InferenceSession"]
 
 logger = logging.getLogger("onnx_attn")
 _saying = threading.Lock()
@@ -67,6 +67,10 @@ def start(open_session: OpenSession, device: Device) -> onnxruntime.InferenceSes
     Raises DeviceError, naming the missing piece, where CUDA is asked for and does not start.
     "auto" takes the CPU then and says so once: as a warning where the machine has an NVIDIA GPU.
     """
+    if not hasattr(onnxruntime, "InferenceSession"):
+        from . import cuda
+
+        raise DeviceError(str(cuda.broken_runtime()))
     if device.kind == "cpu":
         return open_session([CPU])
     from . import cuda
