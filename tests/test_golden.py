@@ -29,7 +29,7 @@ def load(case: dict[str, Any]) -> dict[str, np.ndarray]:
 
 def make_layer(case: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
     kind = {"Attention": Attention, "AdditiveAttention": AdditiveAttention}[case["layer"]]
-    arguments = {key: value for key, value in case["init"].items()}
+    arguments = dict(case["init"])
     layer = kind(causal=case["causal"], dtype=case["dtype"], **arguments)
     weights = [arrays[name] for name in ("scale", "concat_score_weight") if name in arrays]
     if weights:
