@@ -3,8 +3,8 @@
 from .functions import (
     additive_scores,
     causal_bias,
-    feature_column,
     dot_scores,
+    feature_column,
     masked_output,
     masked_scores,
     query_key_features,
@@ -18,8 +18,8 @@ from .functions import (
 __all__ = [
     "additive_scores",
     "causal_bias",
-    "feature_column",
     "dot_scores",
+    "feature_column",
     "masked_output",
     "masked_scores",
     "query_key_features",
