@@ -3,6 +3,7 @@
 from .functions import (
     additive_scores,
     causal_bias,
+    dot_product_attention,
     dot_scores,
     feature_column,
     masked_output,
@@ -18,6 +19,7 @@ from .functions import (
 __all__ = [
     "additive_scores",
     "causal_bias",
+    "dot_product_attention",
     "dot_scores",
     "feature_column",
     "masked_output",

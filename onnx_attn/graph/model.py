@@ -58,7 +58,6 @@ def build_model(
             functions.masked_output,
             attended,
             given["query_mask"],
-            dtype=steps.dtype,
             _outputs=["output_masked"],
         )
     results = [_in_shape_of_query(op, attended, given), *scores]
@@ -124,6 +123,7 @@ def _in_shape_of_query(op, attended: ir.Value, given: dict[str, ir.Value]) -> ir
 
 def _finish(model: ir.Model) -> ir.Model:
     """Constants as initializers, nothing unused, and names that tell what a value is."""
+    _settle_types(model)
     optimizer.fold_constants(
         model,
         onnx_shape_inference=False,
@@ -138,6 +138,15 @@ def _finish(model: ir.Model) -> ir.Model:
     passes.RemoveUnusedNodesPass()(model)
     _rename(model)
     return model
+
+
+def _settle_types(model: ir.Model) -> None:
+    """CastLike as Cast: the types are known here, and a cast of a constant can be folded."""
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if node.op_type == "CastLike":
+            node.op_type = "Cast"
+            node.attributes["to"] = ir.AttrInt64("to", node.inputs[1].dtype)
+            node.resize_inputs(1)
 
 
 def _rename(model: ir.Model) -> None:

@@ -46,11 +46,6 @@ class Steps:
         return ir.DataType.from_numpy(np.dtype(self.config.floats.compute))
 
     @property
-    def dtype(self) -> ir.Attr:
-        """The type of the arithmetic as the attribute that `functions` take."""
-        return ir.AttrInt64("dtype", int(self.compute))
-
-    @property
     def has_dot_scores(self) -> bool:
         """Whether scores are products, not sums over pairs of features."""
         return self.config.layer == "Attention" and self.config.score_mode == "dot"
