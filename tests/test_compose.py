@@ -55,7 +55,7 @@ def test_projections_around_our_attention() -> None:
             "query_kernel": kernels[0],
             "key_kernel": kernels[1],
             "value_kernel": kernels[2],
-            "scale": np.float32(0.5),
+            "scale": np.array(0.5, np.float32),
         },
     )
     query, key, value = (words @ kernel for kernel in kernels)
