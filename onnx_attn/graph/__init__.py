@@ -3,8 +3,9 @@
 from .functions import (
     additive_scores,
     causal_bias,
-    concat_scores,
+    dot_product_attention,
     dot_scores,
+    feature_column,
     masked_output,
     masked_scores,
     query_key_features,
@@ -18,8 +19,9 @@ from .functions import (
 __all__ = [
     "additive_scores",
     "causal_bias",
-    "concat_scores",
+    "dot_product_attention",
     "dot_scores",
+    "feature_column",
     "masked_output",
     "masked_scores",
     "query_key_features",
