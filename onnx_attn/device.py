@@ -61,16 +61,20 @@ class Device:
         return cls("cuda", int(match[1] or 0), use_tf32, memory_limit)
 
 
+def require_runtime() -> None:
+    """Raise DeviceError where the installed onnxruntime is only an empty shell."""
+    if not hasattr(onnxruntime, "InferenceSession"):
+        from . import cuda
+
+        raise DeviceError(str(cuda.broken_runtime()))
+
+
 def start(open_session: OpenSession, device: Device) -> onnxruntime.InferenceSession:
     """The session that `open_session(providers)` gives on `device`.
 
     Raises DeviceError, naming the missing piece, where CUDA is asked for and does not start.
     "auto" takes the CPU then and says so once: as a warning where the machine has an NVIDIA GPU.
     """
-    if not hasattr(onnxruntime, "InferenceSession"):
-        from . import cuda
-
-        raise DeviceError(str(cuda.broken_runtime()))
     if device.kind == "cpu":
         return open_session([CPU])
     from . import cuda

@@ -14,7 +14,7 @@ import onnxruntime
 
 from .checks import Array, as_array, as_mapping, check_shapes, known_names, shown
 from .configuration import Metadata, TensorSpec, contract, numpy_dtype, read_metadata
-from .device import Device, device_of, start
+from .device import Device, device_of, require_runtime, start
 from .errors import InputError, ModelError, OnnxAttnError
 from .files import as_path, read_file
 from .model_bytes import check_external_files, external_files, metadata_of
@@ -76,6 +76,7 @@ class AttentionSession:
         self._session: onnxruntime.InferenceSession | None = None
         if not isinstance(spin, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InputError(f"spin must be True or False; received {shown(spin)}")
+        require_runtime()
         wanted = Device.parse(device, use_tf32, memory_limit)
         if not isinstance(model, bytes):
             try:
