@@ -60,6 +60,8 @@ def metadata_of(data: bytes, where: str) -> dict[str, str]:
 
     Raises ModelError, naming `where`, if the bytes are no ONNX file or are cut short.
     """
+    if not data:
+        raise ModelError(f"{where} is empty. Export it again")
     try:
         entries: dict[str, str] = {}
         for number, value in _fields(memoryview(data)):
