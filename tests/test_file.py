@@ -20,6 +20,7 @@ ALLOWED = {
     "Add",
     "Cast",
     "Concat",
+    "Einsum",
     "Equal",
     "Expand",
     "If",

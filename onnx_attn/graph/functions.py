@@ -34,6 +34,18 @@ def dot_scores(query, key):
 
 
 @script(FUNCTION_DOMAIN, default_opset=op)
+def dot_scores_float64(query, key):
+    """`dot_scores` for float64: [batch, Tq, dim] x [batch, Tv, dim] -> [batch, Tq, Tv].
+
+    Transposed by Einsum: ONNX Runtime before 1.26 fuses Transpose and MatMul of float64 into an
+    operator that it has no kernel for, and then refuses the file.
+    """
+    key_transposed = op.Einsum(key, equation="bkd->bdk")  # [batch, dim, Tv]
+    scores = op.MatMul(query, key_transposed)  # [batch, Tq, Tv]
+    return scores
+
+
+@script(FUNCTION_DOMAIN, default_opset=op)
 def value_mask_bias(value_mask, like):
     """0 where a key may be seen, -1e9 where not: [batch, Tv] -> [batch, 1, Tv].
 

@@ -62,7 +62,9 @@ class Steps:
         """Scores of prepared queries and keys: [batch, Tq, dim], [batch, Tv, dim]."""
         scale, weight = self.tensors.scale, self.tensors.concat_score_weight
         if self.has_dot_scores:
-            scores = op.call_inline(functions.dot_scores, query, key, _outputs=["scores"])
+            float64 = self.compute == ir.DataType.DOUBLE
+            formula = functions.dot_scores_float64 if float64 else functions.dot_scores
+            scores = op.call_inline(formula, query, key, _outputs=["scores"])
             scores.producer().name = "scores__query_and_key_must_have_the_same_dim"
             return scores
         features = op.call_inline(functions.query_key_features, query, key, _outputs=["features"])
