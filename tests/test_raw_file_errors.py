@@ -35,6 +35,7 @@ GOOD = {
 }
 LENGTH = "key_and_value_must_have_the_same_length"
 DIM = "query_and_key_must_have_the_same_dim"
+MASK = "value_mask_must_fit_the_key"
 ROWS = "batches_and_masks_must_fit_the_query"
 
 WRONG: dict[str, dict[str, tuple[int, ...]]] = {
@@ -92,13 +93,14 @@ NAMED = {
     "value longer than key": LENGTH,
     "value shorter than key": LENGTH,
     "value of length 1": LENGTH,
-    "key of length 1": LENGTH,
+    "key of length 1": MASK,
+    "value_mask on one key": MASK,
     "dim of key": DIM,
     "dim of key is 1": DIM,
     "dim of query is 1": DIM,
     "query_mask on one query": ROWS,
     "query_mask's batch on a batch of 1": ROWS,
-    "value_mask's batch on a batch of 1": ROWS,
+    "value_mask's batch on a batch of 1": MASK,
     "query of batch 1": ROWS,
     "key and value of batch 1": ROWS,
 }
@@ -132,8 +134,24 @@ def test_a_raw_file_fails_on_shapes_that_do_not_fit(
     with pytest.raises(Exception, match="ONNXRuntimeError") as raised:
         sessions[name].run(None, feeds({**GOOD, **WRONG[wrong]}, name))
     named = NAMED.get(wrong)
-    if named is not None:
+    # The runtime names no node where an addition of other shapes fails inside an If.
+    unnamed = wrong == "dim of key" and name in ("concat", "additive")
+    if named is not None and not unnamed:
         assert named in str(raised.value)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_lengths_without_a_mask(name: str) -> None:
+    """No mask that would catch a key of length 1 by its own length."""
+    for masks in ("none", "both"):
+        session = raw(LAYERS[name], masks=masks)
+        for shapes in ({"key": (2, 1, 4)}, {"value": (2, 1, 6)}, {"value": (2, 6, 6)}):
+            tensors = {**GOOD, **shapes}
+            tensors.update(query_mask=(1, 1), value_mask=(1, 1))
+            if masks == "none":
+                del tensors["query_mask"], tensors["value_mask"]
+            with pytest.raises(Exception, match=LENGTH):
+                session.run(None, feeds(tensors, name))
 
 
 @pytest.mark.parametrize("name", LAYERS)
