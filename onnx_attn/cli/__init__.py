@@ -11,6 +11,6 @@ __all__ = ["app", "main"]
 
 def main() -> None:
     """Run `onnx-attn` with the arguments of the process."""
-    from . import export, inspect, run  # noqa: F401  each adds its command to `app`
+    from . import export, inspect, models, run, verify  # noqa: F401  each adds its command to `app`
 
     sys.exit(app())
