@@ -133,7 +133,8 @@ def _show(result: Verification) -> None:
         ]
         table.add_row(row[0], *texts, row[-1].replace("rtol ", "").replace("atol ", ""))
     # A table cut to the window's width would lose digits.
-    whole = Console(width=max(console.width, console.measure(table).maximum))
+    needed = Console(width=1000).measure(table).maximum
+    whole = Console(width=max(console.width, needed))
     whole.print(table)
     for note in made.notes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
