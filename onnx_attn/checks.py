@@ -33,14 +33,7 @@ def as_array(spec: TensorSpec, value: object) -> Array:
     dtype = numpy_dtype(spec.dtype)
     if type(value) in (bool, int, float) and not spec.dims:
         return _from_scalar(spec, value, dtype)
-    if _is_masked_array(value):
-        raise InputError(f"{_expected(spec)}; received a masked array. {_masked_array_fix(spec)}")
-    try:
-        array = np.asarray(value)
-    except Exception as error:  # __array__ of any class may raise anything
-        raise InputError(
-            f"{_expected(spec)}; received {shown(value)}, which is no array"
-        ) from error
+    array = to_array(spec.name, _expected(spec), value)
     if array.dtype != dtype:
         if array.dtype.newbyteorder("=") != dtype:
             raise InputError(
@@ -50,6 +43,19 @@ def as_array(spec: TensorSpec, value: object) -> Array:
     if not array.flags.c_contiguous:
         array = _contiguous(spec, array)
     return array
+
+
+def to_array(name: str, expected: str, value: object) -> Array:
+    """`value` as the ndarray NumPy makes of it; `expected` opens the message where it makes none.
+
+    Raises InputError for masked arrays and for what NumPy cannot read.
+    """
+    if _is_masked_array(value):
+        raise InputError(f"{expected}; received a masked array. {_masked_array_fix(name)}")
+    try:
+        return np.asarray(value)
+    except Exception as error:  # __array__ of any class may raise anything
+        raise InputError(f"{expected}; received {shown(value)}, which is no array") from error
 
 
 def _from_scalar(spec: TensorSpec, value: object, dtype: np.dtype[Any]) -> Array:
@@ -72,14 +78,13 @@ def _is_masked_array(value: object) -> bool:
     return masked is not None and isinstance(value, masked.MaskedArray)
 
 
-def _masked_array_fix(spec: TensorSpec) -> str:
-    if spec.name in ("query", "value", "key"):
-        mask = "query_mask" if spec.name == "query" else "value_mask"
+def _masked_array_fix(name: str) -> str:
+    if name in ("query", "value", "key"):
+        mask = "query_mask" if name == "query" else "value_mask"
         return (
-            f"Give {spec.name}.filled(0), and say what is masked by {mask}, "
-            "True where a position counts"
+            f"Give {name}.filled(0), and say what is masked by {mask}, True where a position counts"
         )
-    return f"Give {spec.name}.filled()"
+    return f"Give {name}.filled()"
 
 
 def _contiguous(spec: TensorSpec, array: Array) -> Array:
