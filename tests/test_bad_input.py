@@ -268,7 +268,7 @@ def test_too_much_memory_is_said_as_such() -> None:
     assert raised.value.__cause__ is not None
 
 
-def test_the_runtimes_error_is_chained(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_runtimes_error_is_chained() -> None:
     session = session_for()
     # A shape that nobody has checked, as if the checks had a hole.
     session._seen.add(((2, 3, 4), (2, 5, 6), (2, 4, 4), (1, 1), (1, 1)))
