@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,7 +39,8 @@ def read_npz(path: Path) -> dict[str, Array]:
 
 def _load(path: Path) -> Any:
     try:
-        return np.load(path, allow_pickle=False)
+        # From memory: where an archive is damaged, np.load leaves a file it opened open.
+        return np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
     except FileNotFoundError as error:
         raise InputError(f"{path} is no file") from error
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
