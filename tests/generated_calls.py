@@ -62,6 +62,8 @@ def damage(call: Call, rng: np.random.Generator) -> None:
 
 
 def dtype_of(feeds: dict[str, Any], name: str, rng: np.random.Generator) -> None:
+    if feeds[name].dtype.names:
+        return
     with np.errstate(all="ignore"):
         feeds[name] = feeds[name].astype(str(rng.choice(OTHER_DTYPES)))
 
