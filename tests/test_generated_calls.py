@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from generated_calls import Call, check, damage, good_call, legal
+from generated_calls import FLOATS, Call, check, damage, good_call, legal
 from typer.testing import CliRunner
 
 from onnx_attn import Attention, AttentionSession, InputError, OnnxAttnError
@@ -77,7 +77,7 @@ def run_layers(count: int, seed: int) -> Counter[str]:
     for _ in range(count):
         call = draw(rng, "float32")
         feeds, causal = call.feeds, bool(rng.random() < 0.5)
-        inputs: Any = [feeds[name] for name in ("query", "value", "key") if name in feeds]
+        inputs: Any = [feeds[name] for name in FLOATS if feeds.get(name) is not None]
         mask: Any = [feeds.get("query_mask"), feeds.get("value_mask")]
         mask = [mask, mask, None, mask[:1], tuple(mask), 3][
             int(rng.choice([0, 0, 0, 0, 1, 2, 3, 4, 5]))
