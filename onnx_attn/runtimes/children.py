@@ -44,12 +44,12 @@ def _run_child(command: Sequence[str], tasks: Sequence[Task]) -> list[Answer]:
         with noise.open("wb") as output:
             death = _wait([*command, str(job), str(results)], output, len(tasks))
         # What follows the last line break is a line that the process did not live to end.
-        ready, *lines = results.read_text().split("\n")[:-1] or [None]
+        lines = results.read_text().split("\n")[:-1]
         last = one_line(noise.read_bytes().decode(errors="replace")[-500:])
-    answers = [_answer(json.loads(line)) for line in lines]
+    answers = [_answer(json.loads(line)) for line in lines[1:]]
     if len(answers) < len(tasks):
         died = Answer([], f"{death}: {last}" if last else death)
-        answers += [died] * (1 if ready else len(tasks))
+        answers += [died] * (1 if lines else len(tasks))
     return answers
 
 
