@@ -56,6 +56,6 @@ def _listed(sums: Path) -> dict[Path, str]:
     for number, line in enumerate(sums.read_text(errors="replace").splitlines(), 1):
         match = re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line)
         if match is None:
-            raise ModelError(f"{sums} is damaged: line {number} is not 'hash  path'")
+            raise ModelError(f"{sums} is damaged: line {number} is not 'hash path'")
         listed[sums.parent / match[2]] = match[1]
     return listed
