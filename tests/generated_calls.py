@@ -85,7 +85,7 @@ def size_of(feeds: dict[str, Any], name: str, rng: np.random.Generator) -> None:
     axis = int(rng.integers(len(shape)))
     size = int(rng.choice([0, 1, 2, 4, 7, 9]))
     if 0 in shape[:axis] + shape[axis + 1 :] and rng.random() < 0.3:
-        size = int(rng.choice([2**31, 2**33, 2**40]))  # costs nothing: another dim is 0
+        size = int(rng.choice([2**40, 2**42]))  # costs nothing: another dim is 0
     shape[axis] = size
     # NumPy counts the dims beside a 0 too.
     if math.prod(shape) < 100_000 and math.prod(max(size, 1) for size in shape) < 2**55:
@@ -195,6 +195,8 @@ def check(
     assert output.shape == (*query.shape[:2], value.shape[2])
     assert scores.shape == (*query.shape[:2], value.shape[1])
     assert output.dtype == scores.dtype == np.dtype(dtype)
+    if max(*query.shape, *value.shape) >= 2**40:
+        return False  # the reference would need the memory of a causal mask
     if not all(np.isfinite(array).all() for array in (query, value, key)):
         return False
     exact = np.float64

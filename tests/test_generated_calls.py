@@ -35,7 +35,7 @@ def draw(rng: np.random.Generator, dtype: str) -> Call:
 
 
 def largest_dim(call: Call) -> int:
-    """The largest dim of its arrays; from 2**31 on, kept empty by a 0, a call may fail legally."""
+    """The largest dim of its arrays; from 2**40 on, kept empty by a 0, a call may fail legally."""
     shapes = [array.shape for array in call.feeds.values() if isinstance(array, np.ndarray)]
     return max((size for shape in shapes for size in shape), default=0)
 
@@ -59,7 +59,7 @@ def run_sessions(count: int, seed: int) -> Counter[str]:
             assert not allowed, f"refused, but legal: {call.done}"
             came["InputError"] += 1
         except OnnxAttnError as error:
-            if not allowed or largest_dim(call) < 2**31:
+            if not allowed or largest_dim(call) < 2**40:
                 raise AssertionError(f"{call.done}: {error}") from error
             came["too large"] += 1
         else:
@@ -86,7 +86,7 @@ def run_layers(count: int, seed: int) -> Counter[str]:
             results = layers[causal](inputs, mask=mask, return_attention_scores=True)
         except OnnxAttnError:
             plain = legal(feeds) and (mask is None or isinstance(mask, list)) and len(inputs) > 1
-            if plain and (mask is None or len(mask) == 2) and largest_dim(call) < 2**31:
+            if plain and (mask is None or len(mask) == 2) and largest_dim(call) < 2**40:
                 raise AssertionError(f"refused, but legal: {call.done}") from None
             came["error"] += 1
             continue
