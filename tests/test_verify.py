@@ -156,7 +156,7 @@ def swap_names(folder: Path) -> None:
     [
         (lambda m: cut(m / "model.onnx"), "model.onnx is not an ONNX file, or is cut short"),
         (lambda m: (m / "model.onnx").write_bytes(b"hello"), "model.onnx is not an ONNX file"),
-        (lambda m: (m / "model.onnx").unlink(), "model.onnx cannot be read"),
+        (lambda m: (m / "model.onnx").unlink(), "model.onnx does not exist"),
         (lambda m: not_ours(m / "model.onnx"), "not one that onnx_attn wrote"),
         (lambda m: [shutil.rmtree(p) for p in m.glob("test_*")], "has no test vectors"),
         (lambda m: (m / "test_data_set_1/input_1.pb").unlink(), "test_data_set_1 has no input_1"),
