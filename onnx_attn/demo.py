@@ -4,6 +4,8 @@ The sample beside this module holds a few sentence pairs and the trained embeddi
 pieces; `examples/text_similarity/` says how it was made.
 """
 
+from __future__ import annotations
+
 import json
 from dataclasses import dataclass
 from importlib.resources import files
@@ -18,9 +20,10 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from onnx_attn import Attention, AttentionSession
-from onnx_attn.errors import OnnxAttnError
-from onnx_attn.plot import INSTALL_HINT, can_plot, save_heatmap, weight_text
+from .errors import OnnxAttnError
+from .layer import Attention
+from .plot import INSTALL_HINT, can_plot, save_heatmap, weight_text
+from .session import AttentionSession
 
 # The embeddings have a norm near 0.9, so no dot product of two of them is much above 0.8, and a
 # softmax of such numbers is nearly flat: "puppy" would put 0.26 on "dog". Five times as much
@@ -105,7 +108,7 @@ def sentence_similarity(query: Array, output: Array, query_mask: Array) -> npt.N
 def matches(scores: Array, query_tokens: list[str], value_tokens: list[str]) -> list[Match]:
     """For each query token the value token with the largest of `scores` `[Tq, Tv]`."""
     return [
-        Match(token, value_tokens[row.argmax()], float(row.max()))
+        Match(token, value_tokens[int(row.argmax())], float(row.max()))
         for token, row in zip(query_tokens, scores, strict=True)
     ]
 
@@ -150,7 +153,8 @@ def _heat(weight: float) -> Style:
         return Style(dim=True)
     place = weight * (len(_COLOURS) - 1)
     red, green, blue = (
-        int(np.interp(place, np.arange(len(_COLOURS)), channel)) for channel in _COLOURS.T
+        int(np.interp(place, np.arange(len(_COLOURS)), _COLOURS[:, channel]))
+        for channel in range(3)
     )
     # Not "black" and "white": themes of terminals redefine those.
     foreground = "rgb(0,0,0)" if weight > 0.6 else "rgb(255,255,255)"
@@ -281,7 +285,8 @@ def _show_batch(
     table.add_column("query, value")
     table.add_column("clear matches", no_wrap=True)
     table.add_column("similarity", justify="right", no_wrap=True)
-    for row in np.argsort(-similarity, kind="stable"):
+    order: list[int] = np.argsort(-similarity, kind="stable").tolist()
+    for row in order:
         found = matches(
             scores[row][query_mask[row]],
             _real(sample.query_tokens[row], query_mask[row]),
@@ -304,9 +309,9 @@ def _show_batch(
     shown = _padded_on_both_sides(sample)
     query_tokens, value_tokens = sample.query_tokens[shown], sample.value_tokens[shown]
     last = [
-        match.value if real else "(output 0)"
-        for match, real in zip(
-            matches(scores[shown], query_tokens, value_tokens), query_mask[shown], strict=True
+        match.value if row.any() else "(output 0)"
+        for match, row in zip(
+            matches(scores[shown], query_tokens, value_tokens), output[shown], strict=True
         )
     ]
     say.heading("What the masks do")
@@ -327,8 +332,8 @@ def _show_batch(
         f"{_exact(np.abs(output[~query_mask]).max())}. The weights in that row stay, as in Keras."
     )
     say.line(
-        "The weights of the first pair, in the padded batch and alone, differ by "
-        f"{_exact(np.abs(first - alone[0]).max())} at most."
+        "The largest difference between the weights of the first pair in the batch and alone is "
+        f"{_exact(np.abs(first - alone[0]).max())}."
     )
 
     archive = _save(

@@ -4,6 +4,8 @@ matplotlib is imported only when a picture is asked for: it comes with the extra
 nothing else in the package needs it.
 """
 
+from __future__ import annotations
+
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnx_attn.errors import InputError, OnnxAttnError
+from .errors import InputError, OnnxAttnError
 
 INSTALL_HINT = "pip install 'onnx_attn[plot]'"
 

@@ -95,12 +95,12 @@ def make_sample(files: dict[str, Path]) -> bytes:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     with safe_open(files["model.safetensors"], framework="numpy") as tensors:
-        table = tensors.get_tensor("embeddings.word_embeddings.weight")
+        table: np.ndarray = tensors.get_tensor("embeddings.word_embeddings.weight")
 
     tokens = ["[PAD]"]
 
     def ids_of(sentence: str) -> list[int]:
-        pieces = tokenizer.encode(sentence, add_special_tokens=False).tokens
+        pieces: list[str] = tokenizer.encode(sentence, add_special_tokens=False).tokens
         tokens.extend(piece for piece in dict.fromkeys(pieces) if piece not in tokens)
         return [tokens.index(piece) for piece in pieces]
 
