@@ -381,10 +381,9 @@ def _exact(number: float) -> str:
     return "exactly 0" if number == 0 else f"{number:.1e}"
 
 
-def _save(path: Path, **arrays: Array) -> Path:
+def _save(path: Path, **arrays: Any) -> Path:
     try:
-        # Typed by numpy as if a name could be its own `allow_pickle`.
-        np.savez_compressed(path, allow_pickle=False, **arrays)
+        np.savez_compressed(path, **arrays)
     except OSError as error:
         raise OnnxAttnError(f"{path}: cannot be written: {error}") from error
     return path

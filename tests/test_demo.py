@@ -1,7 +1,6 @@
 """The demo shows what attention does, and every number it shows comes out of the exported file."""
 
 import io
-import json
 import re
 import sys
 from pathlib import Path
@@ -11,12 +10,13 @@ import onnxruntime
 import pytest
 from rich.console import Console
 
+import onnx_attn
 from onnx_attn import InputError, OnnxAttnError
 from onnx_attn.demo import SCALE, Match, clear_matches, load_sample, matches, run_demo
 from onnx_attn.demo import sentence_similarity as similarity_of
 from onnx_attn.plot import save_heatmap
 
-SAMPLE = Path(__file__).parents[1] / "onnx_attn" / "data" / "text_similarity.npz"
+SAMPLE = Path(onnx_attn.__file__).parent / "data" / "text_similarity.npz"
 FILES = [
     "text_similarity.onnx",
     "text_similarity_pair.npz",
@@ -107,9 +107,9 @@ class TestSample:
         about = load_sample().about
         assert about["embeddings_licence"] == "Apache-2.0"
         assert "all-MiniLM-L6-v2" in about["embeddings"]
-        notice = SAMPLE.parents[2] / "examples" / "text_similarity" / "NOTICE"
-        assert all(digest in notice.read_text() for digest in about["sha256"].values())
-        assert json.loads(json.dumps(about)) == about
+        notice = (Path(__file__).parents[1] / "NOTICE").read_text()
+        assert "all-MiniLM-L6-v2" in notice
+        assert all(digest in notice for digest in about["sha256"].values())
 
 
 class TestFiles:
@@ -126,7 +126,7 @@ class TestFiles:
                 assert content[:8] == PNG_SIGNATURE
                 assert len(content) > 10_000
 
-    def test_a_second_run_replaces_them(self, demo, tmp_path):
+    def test_a_second_run_replaces_them(self, tmp_path):
         printed(tmp_path)
         before = {path.name: path.read_bytes() for path in tmp_path.glob("*.onnx")}
         printed(tmp_path)
