@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 
-from onnx_attn import AdditiveAttention, Attention, AttentionSession
-from onnx_attn.reference import attention
+from onnx_attn import AdditiveAttention, Attention
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = json.loads((GOLDEN / "index.json").read_text())["cases"]
@@ -75,6 +73,4 @@ def test_layer_gives_keras_numbers(name: str) -> None:
 
 
 def compare(got: np.ndarray, wanted: np.ndarray, case: dict[str, Any]) -> None:
-    np.testing.assert_allclose(
-        got.astype(np.float64), wanted.astype(np.float64), **tolerance(case)
-    )
+    np.testing.assert_allclose(got.astype(np.float64), wanted.astype(np.float64), **tolerance(case))

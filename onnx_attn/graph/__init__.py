@@ -3,7 +3,7 @@
 from .functions import (
     additive_scores,
     causal_bias,
-    concat_scores,
+    feature_column,
     dot_scores,
     masked_output,
     masked_scores,
@@ -18,7 +18,7 @@ from .functions import (
 __all__ = [
     "additive_scores",
     "causal_bias",
-    "concat_scores",
+    "feature_column",
     "dot_scores",
     "masked_output",
     "masked_scores",

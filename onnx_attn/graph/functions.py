@@ -107,20 +107,27 @@ def query_key_features(query, key):
 
 
 @script(FUNCTION_DOMAIN, default_opset=op)
-def concat_scores(features, concat_score_weight):
-    """concat_score_weight * sum_d tanh(features): [batch, Tq, Tv, dim] -> [batch, Tq, Tv].
+def additive_scores(features, feature_weights):
+    """sum_d weight_d * tanh(features_d): [batch, Tq, Tv, dim], [dim, 1] -> [batch, Tq, Tv].
 
-    `features` is scale * (query + key): the scale is inside the tanh.
+    A MatMul with one column weighs and sums in a single pass. ONNX Runtime's ReduceSum keeps the
+    last axis of empty tensors even with keepdims=0, so it would not do.
     """
     squashed = op.Tanh(features)
-    summed = op.ReduceSum(squashed, op.Constant(value_ints=[-1]), keepdims=0)  # [batch, Tq, Tv]
-    scores = op.Mul(summed, concat_score_weight)
+    scores_of_pairs = op.MatMul(squashed, feature_weights)  # [batch, Tq, Tv, 1]
+    scores = op.Squeeze(scores_of_pairs, op.Constant(value_ints=[3]))  # [batch, Tq, Tv]
     return scores
 
 
 @script(FUNCTION_DOMAIN, default_opset=op)
-def additive_scores(features, scale):
-    """sum_d scale_d * tanh(query + key): [batch, Tq, Tv, dim], [dim] -> [batch, Tq, Tv]."""
-    squashed = op.Tanh(features)
-    scores = op.MatMul(squashed, scale)  # [batch, Tq, Tv]
-    return scores
+def feature_column(query, key):
+    """The shape [dim, 1] of the weights of features.
+
+    Query and key of different dim broadcast where one of them is 1. The smaller dim then fits
+    neither the weights nor the features, so that one of the next two nodes refuses.
+    """
+    query_dim = op.Shape(query, start=2, end=3)
+    key_dim = op.Shape(key, start=2, end=3)
+    smaller_dim = op.Min(query_dim, key_dim)
+    column = op.Concat(smaller_dim, op.Constant(value_ints=[1]), axis=0)
+    return column

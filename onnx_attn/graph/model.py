@@ -45,7 +45,7 @@ def build_model(
     builder = GraphBuilder(graph)
     specs = contract(config, options)
     given = {
-        name: _declare_input(builder, spec, weights.get(name))
+        name: builder.input(name, ONNX_TYPES[spec.dtype], ir.Shape(spec.dims))
         for name, spec in specs.inputs.items()
     }
     for name in config.weight_names:
@@ -68,24 +68,20 @@ def build_model(
             result = op.Cast(result, to=ONNX_TYPES[spec.dtype])
         _declare(result, spec)
         builder.add_output(result, spec.name)
-    return _finish(ir.Model(graph, ir_version=IR_OF_OPSET[options.opset]))
+    model = _finish(ir.Model(graph, ir_version=IR_OF_OPSET[options.opset]))
+    # Last, so that no pass takes a default for a constant.
+    for value in model.graph.inputs:
+        if specs.inputs[value.name].optional:
+            default = default_of(specs.inputs[value.name], weights.get(value.name))
+            value.const_value = ir.tensor(default, name=value.name)
+            model.graph.register_initializer(value)
+    return model
 
 
 def _declare(value: ir.Value, spec: TensorSpec) -> None:
     value.name = spec.name
     value.dtype = ONNX_TYPES[spec.dtype]
     value.shape = ir.Shape(spec.dims)
-
-
-def _declare_input(
-    builder: GraphBuilder, spec: TensorSpec, weight: np.ndarray[Any, Any] | None
-) -> ir.Value:
-    default = None
-    if spec.optional:
-        default = ir.tensor(default_of(spec, weight), name=spec.name)
-    return builder.input(
-        spec.name, ONNX_TYPES[spec.dtype], ir.Shape(spec.dims), const_value=default
-    )
 
 
 def _tensors(op, config: LayerConfig, given: dict[str, ir.Value]) -> Tensors:

@@ -50,10 +50,14 @@ class Steps:
         """The type of the arithmetic as the attribute that `functions` take."""
         return ir.AttrInt64("dtype", int(self.compute))
 
+    @property
+    def has_dot_scores(self) -> bool:
+        """Whether scores are products, not sums over pairs of features."""
+        return self.config.layer == "Attention" and self.config.score_mode == "dot"
+
     def prepare_query(self, op, query):
         """Work that is done once per query row, not once per score."""
-        dot = self.config.layer == "Attention" and self.config.score_mode == "dot"
-        if dot and self.tensors.scale is not None:
+        if self.has_dot_scores and self.tensors.scale is not None:
             return op.call_inline(
                 functions.scaled_query, query, self.tensors.scale, _outputs=["query_scaled"]
             )
@@ -62,20 +66,27 @@ class Steps:
     def scores(self, op, query, key):
         """Scores of prepared queries and keys: [batch, Tq, dim], [batch, Tv, dim]."""
         scale, weight = self.tensors.scale, self.tensors.concat_score_weight
-        if self.config.layer == "Attention" and self.config.score_mode == "dot":
+        if self.has_dot_scores:
             scores = op.call_inline(functions.dot_scores, query, key, _outputs=["scores"])
             scores.producer().name = "scores__query_and_key_must_have_the_same_dim"
             return scores
         features = op.call_inline(functions.query_key_features, query, key, _outputs=["features"])
-        features.producer().name = "features__query_and_key_must_have_the_same_dim"
-        if self.config.layer == "AdditiveAttention":
-            if scale is None:
-                squashed = op.Tanh(features, _outputs=["squashed"])
-                return op.ReduceSum(squashed, [-1], keepdims=0, _outputs=["scores"])
-            return op.call_inline(functions.additive_scores, features, scale, _outputs=["scores"])
-        if scale is not None:
-            features = op.Mul(features, scale, _outputs=["features_scaled"])
-        return op.call_inline(functions.concat_scores, features, weight, _outputs=["scores"])
+        column = op.call_inline(functions.feature_column, query, key, _outputs=["feature_column"])
+        if self.config.layer == "AdditiveAttention" and scale is not None:
+            feature_weights = op.Reshape(scale, column, _outputs=["feature_weights"])
+            feature_weights.producer().name = "scale_and_query_must_have_the_same_dim"
+        else:
+            if scale is not None:
+                features = op.Mul(features, scale, _outputs=["features_scaled"])
+            if weight is None:
+                weight = op.Constant(value=ir.tensor(np.ones((), self.compute.numpy())))
+            feature_weights = op.Expand(weight, column, _outputs=["feature_weights"])
+        scores = op.call_inline(
+            functions.additive_scores, features, feature_weights, _outputs=["scores"]
+        )
+        weighing = scores.producer().inputs[0].producer()
+        weighing.name = "scores__query_and_key_must_have_the_same_dim"
+        return scores
 
     def attend(self, op, query, key, value, bias):
         """softmax(scores + bias) @ value: the attended values and the weights."""
