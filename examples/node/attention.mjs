@@ -9,7 +9,7 @@ import path from "node:path";
 import process from "node:process";
 import * as ort from "onnxruntime-node";
 import { checkTestVectors } from "./catalogue.mjs";
-import { numbers, oneLine, scientific } from "./tensors.mjs";
+import { numbers, oneLine, scientific } from "./vectors.mjs";
 
 const MASKED = fileURLToPath(new URL("../../models/masked", import.meta.url));
 

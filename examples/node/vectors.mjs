@@ -1,4 +1,4 @@
-// Test vectors: `test_data_set_K/*.pb` files as tensors, and how far a result is from one.
+// Test vectors: `test_data_set_K/*.pb` files as tensors, and how far a runtime's results are from them.
 // Nothing here knows Node or a browser: the page in examples/web uses this file too.
 
 import { PbfReader } from "pbf";
@@ -69,6 +69,58 @@ export function compare(actual, expected, { atol, rtol }) {
     if (!(error <= atol + rtol * Math.abs(wanted[i]))) ok = false;
   }
   return { largest, ok };
+}
+
+/** The file has this input as an optional one: JavaScript's runtimes do not list it, nor take it. */
+export class OptionalInput extends Error {
+  constructor(name) {
+    super(`the runtime takes no optional input (${name}): export with inputs="required"`);
+  }
+}
+
+/**
+ * Runs data sets, each { name, inputs, outputs } with `.pb` files as bytes:
+ * { sets: [{ name, largest, ok }], largest, ok }. Throws OptionalInput, or the runtime's error.
+ */
+export async function runDataSets(ort, session, dataSets, tolerance) {
+  if (dataSets.length === 0) throw new Error("there is no test_data_set_K beside the model");
+  const sets = [];
+  for (const { name, inputs, outputs } of dataSets) {
+    const feeds = {};
+    for (const tensor of inputs.map(readTensor)) {
+      // onnxruntime-node would drop a name that it does not list without a word.
+      if (!session.inputNames.includes(tensor.name)) throw new OptionalInput(tensor.name);
+      feeds[tensor.name] = new ort.Tensor(tensor.type, tensor.data, tensor.dims);
+    }
+    const results = await session.run(feeds);
+    const compared = outputs.map(readTensor).map((wanted) => compare(results[wanted.name], wanted, tolerance));
+    sets.push({ name, ...worst(compared) });
+  }
+  return { sets, ...worst(sets) };
+}
+
+function worst(compared) {
+  return { largest: Math.max(...compared.map((one) => one.largest)), ok: compared.every((one) => one.ok) };
+}
+
+/**
+ * One model's line of a report: { result, sets, largest, why } from a function that opens the model
+ * and runs its data sets.
+ */
+export async function reportOf(check) {
+  try {
+    const { sets, largest, ok } = await check();
+    return { result: ok ? "ok" : "error too large", sets: sets.length, largest };
+  } catch (error) {
+    const result = error instanceof OptionalInput ? "does not run here" : "failed";
+    return { result, sets: 0, largest: null, why: oneLine(error) };
+  }
+}
+
+/** Whether a report holds nothing but good results and explained ones. */
+export function isFine(report) {
+  const results = Object.values(report).map(({ result }) => result);
+  return results.includes("ok") && results.every((result) => ["ok", "does not run here"].includes(result));
 }
 
 /** A runtime's error as one readable line. */
