@@ -8,7 +8,7 @@ ort.env.wasm.wasmPaths = new URL("./node_modules/onnxruntime-web/dist/", import.
 ort.env.wasm.numThreads = 1;
 
 // A page shows errors itself; ONNX Runtime would write each to the console as well.
-const OPTIONS = { executionProviders: ["wasm"], logSeverityLevel: 4 };
+const QUIET = { logSeverityLevel: 4 };
 
 export const RUNTIME = `onnxruntime-web ${ort.env.versions.web}`;
 
@@ -25,11 +25,13 @@ export const modelBytes = (name) => fetchBytes(new URL(`${name}/model.onnx`, MOD
 /** A session of an ONNX file's bytes. Throws an error that names the file. */
 export async function openModel(name, bytes) {
   try {
-    return await ort.InferenceSession.create(bytes, OPTIONS);
+    return await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"], ...QUIET });
   } catch (error) {
     throw new Error(`${name} is no model that can be run: ${oneLine(error)}`, { cause: error });
   }
 }
+
+export const run = (session, feeds) => session.run(feeds, QUIET);
 
 /** The files of the catalogue, from its list of checksums: { model: { data set: [path] } }. */
 export async function listCatalogue() {

@@ -46,6 +46,7 @@ export class Heatmap {
     const button = element("button", { type: "button", textContent: word });
     // The same word may stand twice in a sentence.
     button.setAttribute("aria-label", `${word}, ${side} word ${index + 1}`);
+    button.setAttribute("aria-pressed", "true");
     button.addEventListener("click", () => this.#toggle(side, index));
     const header = element("th", { scope });
     header.append(button);

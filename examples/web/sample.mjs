@@ -2,8 +2,6 @@
 
 import { unzipSync } from "fflate";
 
-const URL_OF_SAMPLE = new URL("../../onnx_attn/data/text_similarity.npz", import.meta.url);
-
 // A `.npy` file: magic, version, the header's length, a Python dict in text, then the numbers.
 function readNpy(bytes) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
@@ -27,12 +25,12 @@ function readText(codes, length) {
 }
 
 /**
- * Sentence pairs: [{ query, value }], each side { text, tokens, embeddings } with float32
+ * Sentence pairs at `url`: [{ query, value }], each side { text, tokens, embeddings } with float32
  * embeddings [tokens, dim], padding left out.
  */
-export async function loadSample() {
-  const response = await fetch(URL_OF_SAMPLE);
-  if (!response.ok) throw new Error(`${URL_OF_SAMPLE.pathname}: the server answers ${response.status}`);
+export async function loadSample(url) {
+  const response = await fetch(url);
+  if (!response.ok) throw new Error(`${new URL(url).pathname}: the server answers ${response.status}`);
   const files = unzipSync(new Uint8Array(await response.arrayBuffer()));
   const array = (name) => readNpy(files[`${name}.npy`]);
   const tokens = array("tokens").data;
