@@ -6,12 +6,9 @@ import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import numpy as np
-import onnx
-
 from .catalogue import CATALOGUE, Entry, case_inputs, expected_outputs
 from .errors import ModelError
-from .vectors import SET_PREFIX, read_set, set_files, tolerance_files
+from .vectors import SET_PREFIX, set_files, tolerance_files
 
 CHECKSUMS = "SHA256SUMS"
 README = "README.md"

@@ -91,13 +91,12 @@ def save_heatmap(
     if title is not None:
         figure.suptitle(title)
     if written:
-        axes.set_xticks(
-            range(columns),
-            labels=range(columns) if value_labels is None else value_labels,
-            rotation=45,
-            ha="left",
-            rotation_mode="anchor",
-        )
+        if value_labels is None:
+            axes.set_xticks(range(columns))
+        else:
+            axes.set_xticks(
+                range(columns), labels=value_labels, rotation=45, ha="left", rotation_mode="anchor"
+            )
         axes.set_yticks(range(rows), labels=range(rows) if query_labels is None else query_labels)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)

@@ -17,8 +17,6 @@ from .pieces import Steps, Tensors
 
 SCHEDULES: Mapping[str, Callable[..., tuple[ir.Value, ...]]] = {"dense": dense}
 
-WEIGHTS = ("scale", "concat_score_weight")
-
 ONNX_TYPES = {
     "bool": ir.DataType.BOOL,
     "float16": ir.DataType.FLOAT16,
@@ -48,9 +46,10 @@ def build_model(
         name: builder.input(name, ONNX_TYPES[spec.dtype], ir.Shape(spec.dims))
         for name, spec in specs.inputs.items()
     }
-    for name in config.weight_names:
-        if name not in given:
-            given[name] = builder.initializer(ir.tensor(weights[name], name=name), name=name)
+    constants = [name for name in config.weight_names if name not in given]
+    for name in constants:
+        kind = ONNX_TYPES[config.floats.weight]
+        given[name] = builder.input(name, kind, ir.Shape(weights[name].shape))
     op = builder.op
     steps = Steps(config, _tensors(op, config, given))
     attended, *scores = SCHEDULES[options.schedule](op, steps, options.return_attention_scores)
@@ -59,7 +58,6 @@ def build_model(
             functions.masked_output,
             attended,
             given["query_mask"],
-            dtype=steps.dtype,
             _outputs=["output_masked"],
         )
     results = [_in_shape_of_query(op, attended, given), *scores]
@@ -69,12 +67,16 @@ def build_model(
         _declare(result, spec)
         builder.add_output(result, spec.name)
     model = _finish(ir.Model(graph, ir_version=IR_OF_OPSET[options.opset]))
-    # Last, so that no pass takes a default for a constant.
-    for value in model.graph.inputs:
-        if specs.inputs[value.name].optional:
-            default = default_of(specs.inputs[value.name], weights.get(value.name))
-            value.const_value = ir.tensor(default, name=value.name)
-            model.graph.register_initializer(value)
+    # Last, so that no pass takes a default for a constant, or a weight for another constant.
+    values = {name: weights[name] for name in constants}
+    for name, spec in specs.inputs.items():
+        if spec.optional:
+            values[name] = default_of(spec, weights.get(name))
+    for name, array in values.items():
+        given[name].const_value = ir.tensor(array, name=name)
+        graph.register_initializer(given[name])
+    for name in constants:
+        graph.inputs.remove(given[name])
     return model
 
 
@@ -121,6 +123,7 @@ def _in_shape_of_query(op, attended: ir.Value, given: dict[str, ir.Value]) -> ir
 
 def _finish(model: ir.Model) -> ir.Model:
     """Constants as initializers, nothing unused, and names that tell what a value is."""
+    _settle_types(model)
     optimizer.fold_constants(
         model,
         onnx_shape_inference=False,
@@ -137,10 +140,18 @@ def _finish(model: ir.Model) -> ir.Model:
     return model
 
 
+def _settle_types(model: ir.Model) -> None:
+    """CastLike as Cast: the types are known here, and a cast of a constant can be folded."""
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if node.op_type == "CastLike":
+            node.op_type = "Cast"
+            node.attributes["to"] = ir.AttrInt64("to", node.inputs[1].dtype)
+            node.resize_inputs(1)
+
+
 def _rename(model: ir.Model) -> None:
     """Values by what they hold, each name once in the whole model; nodes by what they compute."""
     declared = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
-    declared |= {name for name in model.graph.initializers if name in WEIGHTS}
     used = set(declared)
     constants = {
         value: _constant_name(value)
