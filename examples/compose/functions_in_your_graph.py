@@ -7,7 +7,6 @@ A self-attention block as somebody else would write it: three learned projection
     python examples/compose/functions_in_your_graph.py
 """
 
-# ruff: noqa: F821, UP037 (the strings in annotations are names of dims)
 from __future__ import annotations
 
 import sys
@@ -30,7 +29,6 @@ from onnx_attn.graph import (
 )
 
 IR_VERSION = 8  # the IR of opset 17, which the functions are written in
-FLOAT32 = onnx.TensorProto.FLOAT
 DIM, HEAD_DIM = 12, 8
 TOLERANCE = {"rtol": 1e-5, "atol": 2e-6}
 
@@ -48,10 +46,9 @@ def self_attention_block(
     key = op.MatMul(x, key_weights)  # [batch, T, head_dim]
     value = op.MatMul(x, value_weights)  # [batch, T, dim]
     scores = dot_scores(scaled_query(query, scale), key)  # [batch, T, T]
-    # dtype is said although float32 is its default: onnx.inliner does not fill in defaults.
-    bias = value_mask_bias(mask, dtype=FLOAT32)  # [batch, 1, T]
+    bias = value_mask_bias(mask, scores)  # [batch, 1, T], in the type of the scores
     weights = softmax_weights(masked_scores(scores, bias))
-    attended = masked_output(weighted_sum(weights, value), mask, dtype=FLOAT32)
+    attended = masked_output(weighted_sum(weights, value), mask)  # [batch, T, dim]
     return op.Add(x, attended)
 
 

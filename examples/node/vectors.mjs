@@ -123,9 +123,9 @@ export function isFine(report) {
   return results.includes("ok") && results.every((result) => ["ok", "does not run here"].includes(result));
 }
 
-/** A runtime's error as one readable line. */
+/** A runtime's error as one readable line, without the folders that the runtime was built in. */
 export function oneLine(error) {
-  return String(error?.message ?? error).replace(/\s+/g, " ").trim();
+  return String(error?.message ?? error).replace(/\/\S+\/(?=[\w.]+:\d)/g, "").replace(/\s+/g, " ").trim();
 }
 
 /** An error as people write it: 2.4e-7, and 0 for none. */

@@ -87,7 +87,7 @@ function draw(model, feeds, { output, attention_scores: scores }, milliseconds) 
   heatmap.show(weights, masks, causal.checked);
   find("#map-title").textContent = `“${words.query.text}” looks at “${words.value.text}”`;
   find("#time").textContent = `${milliseconds.toFixed(2)} ms`;
-  find("#file").textContent = `models/${model}/model.onnx`;
+  find("#file").textContent = `${model}/model.onnx`;
   list(find("#feeds"), Object.entries(feeds).map(([name, { type, dims, data }]) => {
     const shown = data.length > 12 ? "" : ` = ${type === "bool" ? Array.from(data, Boolean).join(" ") : data.join(" ")}`;
     return `${name} ${type}[${dims.join(", ")}]${shown}`;
@@ -171,7 +171,7 @@ const BREAKING = {
     const feeds = feedsNow();
     const shorter = feeds.key.data.slice(sample.dim);
     const key = float32(shorter, [1, shorter.length / sample.dim, sample.dim]);
-    await run(await sessionOf(PLAIN), { ...feeds, key });
+    await run(await sessionOf(PLAIN), { ...feeds, key, value_mask: noMask() });
   },
   file: async () => {
     const bytes = await modelBytes(PLAIN);
