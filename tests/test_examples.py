@@ -24,13 +24,14 @@ ERROR = r"(\d\.\d+e[+-]\d+|0(?:\.0e\+00)?)"
 
 
 def run(
-    *command: str | os.PathLike[str], cwd: Path = ROOT, code: int = 0
+    *command: str | os.PathLike[str], cwd: Path = ROOT, code: int = 0, stdin: str | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a command; its exit code must be `code`."""
     done = subprocess.run(
         [os.fspath(part) for part in command],
         cwd=cwd,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
+        input=stdin,
         capture_output=True,
         text=True,
         timeout=540,
@@ -209,3 +210,59 @@ def test_the_catalogue_in_chromium(web: Path) -> None:
     results = {name: entry["result"] for name, entry in report["models"].items()}
     expected = {"required": "ok", "optional": "does not run here"}
     assert results == {name: expected[inputs] for name, inputs in models().items()}
+
+
+# The lines that the README shows.
+
+
+def shown_lines(language: str) -> str:
+    """The code block of a language out of the table of "The same five lines everywhere"."""
+    title = "## The same five lines everywhere"
+    texts = [path.read_text() for path in (ROOT / "README.md", ROOT / "docs/readme_languages.md")]
+    (section,) = (text.split(title)[1].split("\n## ")[0] for text in texts if title in text)
+    blocks = re.findall(r"^```\w+\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    return dict(zip(("Python", "Node", "Browser"), blocks, strict=True))[language]
+
+
+# A query of zeros weighs all it may see alike, so the output is the mean of the first two values.
+EXPECTED = [2.0, 3.0, 4.0, 5.0] * 2
+
+
+def test_the_lines_in_python() -> None:
+    setting = (
+        "query, value = np.zeros((1, 2, 4), 'f4'), np.arange(12, dtype='f4').reshape(1, 3, 4)\n"
+    )
+    script = f"import numpy as np\n{setting}{shown_lines('Python')}\nprint(output.ravel().tolist())"
+    assert json.loads(run(sys.executable, "-W", "error", "-c", script).stdout) == EXPECTED
+
+
+JS_SETTING = """
+const query = new ort.Tensor("float32", new Float32Array(8), [1, 2, 4]);
+const value = new ort.Tensor("float32", Float32Array.from({ length: 12 }, (_, i) => i), [1, 3, 4]);
+"""
+
+
+@pytest.mark.runtimes
+def test_the_lines_in_node(node: Path) -> None:
+    to_the_root = 'process.chdir("../..");'
+    script = f"{to_the_root}{JS_SETTING}{shown_lines('Node')}\nconsole.log(JSON.stringify([...output.data]))"
+    done = run("node", "--input-type=module", "-", cwd=node, stdin=script)
+    assert json.loads(done.stdout) == EXPECTED
+
+
+@pytest.mark.runtimes
+def test_the_lines_in_chromium(web: Path) -> None:
+    script = f"{JS_SETTING}{shown_lines('Browser')}\nglobalThis.result = [...output.data];"
+    program = f"""
+import {{ openBrowser, ready }} from "./chromium.mjs";
+const {{ browser, url, close }} = await openBrowser();
+const page = await browser.newPage();
+await page.goto(url);
+await ready(page);
+await page.addScriptTag({{ type: "module", content: {json.dumps(script)} }});
+await page.waitForFunction(() => globalThis.result);
+console.log(JSON.stringify(await page.evaluate(() => globalThis.result)));
+await close();
+"""
+    done = run("node", "--input-type=module", "-", cwd=web / "test", stdin=program)
+    assert json.loads(done.stdout) == EXPECTED

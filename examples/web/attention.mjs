@@ -1,6 +1,6 @@
 // The files of the catalogue in the browser: fetched, opened, checked, run.
 
-import * as ort from "onnxruntime-web";
+import * as ort from "onnxruntime-web/wasm";
 import { oneLine, runDataSets } from "../node/vectors.mjs";
 
 ort.env.wasm.wasmPaths = new URL("./node_modules/onnxruntime-web/dist/", import.meta.url).href;
