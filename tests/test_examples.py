@@ -241,12 +241,13 @@ const query = new ort.Tensor("float32", new Float32Array(8), [1, 2, 4]);
 const value = new ort.Tensor("float32", Float32Array.from({ length: 12 }, (_, i) => i), [1, 3, 4]);
 """
 
+JS_PRINT = "console.log(JSON.stringify([...output.data]));"
+
 
 @pytest.mark.runtimes
 def test_the_lines_in_node(node: Path) -> None:
-    to_the_root = 'process.chdir("../..");'
-    script = f"{to_the_root}{JS_SETTING}{shown_lines('Node')}\nconsole.log(JSON.stringify([...output.data]))"
-    done = run("node", "--input-type=module", "-", cwd=node, stdin=script)
+    parts = ('process.chdir("../..");', JS_SETTING, shown_lines("Node"), JS_PRINT)
+    done = run("node", "--input-type=module", "-", cwd=node, stdin="\n".join(parts))
     assert json.loads(done.stdout) == EXPECTED
 
 
