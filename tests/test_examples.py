@@ -218,8 +218,7 @@ def test_the_catalogue_in_chromium(web: Path) -> None:
 def shown_lines(language: str) -> str:
     """The code block of a language out of the table of "The same five lines everywhere"."""
     title = "## The same five lines everywhere"
-    texts = [path.read_text() for path in (ROOT / "README.md", ROOT / "docs/readme_languages.md")]
-    (section,) = (text.split(title)[1].split("\n## ")[0] for text in texts if title in text)
+    section = (ROOT / "README.md").read_text().split(title)[1].split("\n## ")[0]
     blocks = re.findall(r"^```\w+\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
     return dict(zip(("Python", "Node", "Browser"), blocks, strict=True))[language]
 
