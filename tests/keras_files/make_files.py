@@ -1,0 +1,339 @@
+"""Write the saved models of this folder with the Keras that is installed.
+
+    python make_files.py OUT_DIR [KIND ...]
+
+Run it once in an environment of each Keras generation (the table in README.md says which). A file
+is named after the Keras that wrote it: ``keras3.15.1_family.keras``, ``tf2.7.4_family.h5``. Beside
+each lies ``<name>_io.npz``: the inputs that all attention layers of the file share
+(``query``, ``value``, ``key`` ``[2, Tq or Tv, 4]``, ``query_mask``, ``value_mask``), and for every
+attention layer ``<path>/...`` with ``/`` written as ``.``:
+
+* ``weights.<path>.scale``, ``weights.<path>.concat_score_weight``: what the file should hold;
+* ``output.<path>``, ``scores.<path>``: the layer called as the saved model calls it (masks, key and
+  causal mask as in its call arguments).
+
+Needs no package of this project, and runs on Python 3.9 and later.
+"""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+
+try:
+    import tf_keras as keras
+
+    GENERATION = "tf_keras" + keras.__version__
+except ImportError:
+    try:
+        import keras
+
+        if not keras.__version__.startswith("3."):
+            raise ImportError
+        GENERATION = "keras" + keras.__version__
+    except ImportError:
+        import tensorflow as tf
+        from tensorflow import keras
+
+        GENERATION = "tf" + tf.__version__
+
+IS_KERAS_3 = GENERATION.startswith("keras3")
+layers = keras.layers
+DIM, TQ, TV = 4, 3, 5
+
+
+def shared_inputs():
+    rng = np.random.default_rng(7)
+    return {
+        "query": rng.normal(size=(2, TQ, DIM)).astype("float32"),
+        "value": rng.normal(size=(2, TV, DIM)).astype("float32"),
+        "key": rng.normal(size=(2, TV, DIM)).astype("float32"),
+        "query_mask": np.array([[True, True, False], [True, True, True]]),
+        "value_mask": np.array([[True, True, True, False, False], [False, True, True, True, True]]),
+    }
+
+
+def make_inputs():
+    return {
+        "query": keras.Input((None, DIM), name="query"),
+        "value": keras.Input((None, DIM), name="value"),
+        "key": keras.Input((None, DIM), name="key"),
+        "query_mask": keras.Input((None,), dtype="bool", name="query_mask"),
+        "value_mask": keras.Input((None,), dtype="bool", name="value_mask"),
+    }
+
+
+def attention(name, **arguments):
+    """An Attention layer; arguments this generation does not know are told by name."""
+    return layers.Attention(name=name, **arguments)
+
+
+def has(argument, cls):
+    import inspect
+
+    return argument in inspect.signature(cls.__init__).parameters
+
+
+def has_call(argument):
+    import inspect
+
+    return argument in inspect.signature(layers.Attention.call).parameters
+
+
+def causal_arguments():
+    """(constructor arguments, call arguments) for a causal layer in this generation."""
+    return ({}, {"use_causal_mask": True}) if has_call("use_causal_mask") else ({"causal": True}, {})
+
+
+class Recorder:
+    """Collects the attention layers of a model with the way each is called."""
+
+    def __init__(self):
+        self.calls = {}
+
+    def __call__(self, path, layer, inputs, names, masks=None, **call):
+        """Call ``layer`` on the symbolic ``inputs`` called ``names``, and remember how."""
+        self.calls[path] = (layer, names, masks, call)
+        given = dict(call)
+        if masks is not None:
+            given["mask"] = [None if name is None else inputs[name] for name in masks]
+        return layer([inputs[name] for name in names], **given)
+
+
+def set_weights(layer, index):
+    values = []
+    for weight in layer.weights:
+        name = weight.name.split("/")[-1].split(":")[0]
+        if name not in ("scale", "concat_score_weight"):
+            continue
+        shape = tuple(weight.shape)
+        base = 0.25 + 0.125 * index + (0.5 if name == "concat_score_weight" else 0.0)
+        if shape:
+            value = base + 0.25 * np.arange(shape[0])
+        else:
+            value = np.array(-base if index % 3 == 2 else base)
+        weight.assign(value.astype("float32"))
+        values.append((name, value.astype("float32")))
+    return values
+
+
+def as_float32(array):
+    return np.asarray(keras.ops.convert_to_numpy(array) if IS_KERAS_3 else array).astype("float32")
+
+
+def write_io(path, recorder):
+    arrays = shared_inputs()
+    result = dict(arrays)
+    for index, (layer_path, (layer, names, masks, call)) in enumerate(recorder.calls.items()):
+        for name, value in set_weights(layer, index):
+            result["weights.%s.%s" % (layer_path.replace("/", "."), name)] = value
+        given = dict(call, return_attention_scores=True)
+        if masks is not None:
+            given["mask"] = [None if name is None else arrays[name] for name in masks]
+        tensors = [arrays[name] for name in names]
+        if IS_KERAS_3:
+            tensors = [keras.ops.convert_to_tensor(tensor) for tensor in tensors]
+        else:
+            import tensorflow as tf
+
+            tensors = [tf.constant(tensor) for tensor in tensors]
+            given["mask"] = given.get("mask") and [
+                None if mask is None else tf.constant(mask) for mask in given["mask"]
+            ]
+        output, scores = layer(tensors, **given)
+        result["output." + layer_path.replace("/", ".")] = as_float32(output)
+        result["scores." + layer_path.replace("/", ".")] = as_float32(scores)
+    np.savez_compressed(path, **result)
+
+
+def family():
+    """Each kind of attention layer beside weightless ones, in an order their names do not give."""
+    inputs, call = make_inputs(), Recorder()
+    built, called = causal_arguments()
+    outputs = [
+        call("zulu", attention("zulu"), inputs, ["query", "value"]),
+        call(
+            "causal_scaled",
+            attention("causal_scaled", use_scale=True, dropout=0.25, **built),
+            inputs,
+            ["query", "value"],
+            [None, "value_mask"],
+            **called,
+        ),
+        call(
+            "bahdanau",
+            layers.AdditiveAttention(name="bahdanau"),
+            inputs,
+            ["query", "value", "key"],
+            ["query_mask", "value_mask"],
+        ),
+        call("additive_plain", layers.AdditiveAttention(use_scale=False, name="additive_plain"),
+             inputs, ["query", "value"], ["query_mask", None]),
+    ]
+    if has("score_mode", layers.Attention) or IS_KERAS_3:
+        outputs += [
+            call("yankee", attention("yankee", score_mode="concat"), inputs, ["query", "value"]),
+            call("alpha", attention("alpha", score_mode="concat", use_scale=True), inputs,
+                 ["query", "value", "key"], ["query_mask", "value_mask"]),
+        ]
+    scored = call("scored", attention("scored", use_scale=True), inputs, ["query", "value"],
+                  return_attention_scores=True)
+    outputs += list(scored)
+    call.calls["scored"][3].pop("return_attention_scores")
+    return keras.Model(list(inputs.values()), outputs, name="family"), call
+
+
+def nested():
+    """Models inside models, a wrapper, a layer that is used twice and one shared by two models."""
+    call = Recorder()
+    built, called = causal_arguments()
+
+    def self_attending(name, layer_name, path, **arguments):
+        tokens = keras.Input((None, DIM), name=name + "_in")
+        layer = attention(layer_name, use_scale=True, **arguments)
+        call.calls[path] = (layer, ["query", "query"], None, {})
+        return keras.Model(tokens, layers.Dense(DIM)(layer([tokens, tokens])), name=name)
+
+    innermost = self_attending("innermost", "att", "outer/inner/innermost/att")
+    inner_in = keras.Input((None, DIM), name="inner_in")
+    inner_v = keras.Input((None, DIM), name="inner_v")
+    inner_att = attention("inner_att", use_scale=True, **built)
+    call.calls["outer/inner/inner_att"] = (inner_att, ["query", "value"], None, dict(called))
+    hidden = inner_att([innermost(inner_in), inner_v], **called)
+    inner = keras.Model([inner_in, inner_v], hidden, name="inner")
+
+    outer_in = keras.Input((None, DIM), name="outer_in")
+    additive = layers.AdditiveAttention(name="add")
+    call.calls["outer/add"] = (additive, ["query", "query"], None, {})
+    outer = keras.Model(
+        outer_in, additive([inner([outer_in, outer_in]), outer_in]), name="outer"
+    )
+
+    per_step = self_attending("per_step", "step_att", "wrapped/per_step/step_att")
+    stack = keras.Sequential(
+        [keras.Input((None, DIM)), layers.Dense(DIM), self_attending("bit", "bit_att", "stack/bit/bit_att")],
+        name="stack",
+    )
+
+    inputs = make_inputs()
+    twice = attention("twice", use_scale=True)
+    call.calls["twice"] = (twice, ["query", "value"], ["query_mask", "value_mask"], {})
+    first = twice([inputs["query"], inputs["value"]], mask=[inputs["query_mask"], None])
+    second = twice([first, inputs["value"], inputs["key"]], mask=[None, inputs["value_mask"]])
+    call.calls["twice"] = (twice, ["query", "value", "key"], ["query_mask", "value_mask"], {})
+    body = stack(outer(second))
+    frames = layers.Reshape((1, -1, DIM))(body)
+    wrapped = layers.TimeDistributed(per_step, name="wrapped")(frames)
+    last = attention("att", use_scale=True)
+    call.calls["att"] = (last, ["query", "value"], None, {})
+    outputs = [wrapped, last([body, inputs["value"]])]
+    return keras.Model(list(inputs.values()), outputs, name="nested"), call
+
+
+def masking():
+    """Masks that no call argument names in every generation: made by Embedding and Masking."""
+    call = Recorder()
+    tokens = keras.Input((None,), dtype="int32", name="tokens")
+    others = keras.Input((None, DIM), name="others")
+    embedded = layers.Embedding(8, DIM, mask_zero=True)(tokens)
+    masked = layers.Masking()(others)
+    both, value_only = attention("both", use_scale=True), attention("value_only")
+    call.calls["both"] = (both, ["query", "value"], ["query_mask", "value_mask"], {})
+    call.calls["value_only"] = (value_only, ["query", "value"], [None, "value_mask"], {})
+    outputs = [both([embedded, masked]), value_only([others, masked])]
+    return keras.Model([tokens, others], outputs, name="masking"), call
+
+
+def dtypes():
+    """16-bit and 64-bit weights and the mixed policies."""
+    inputs, call = make_inputs(), Recorder()
+    outputs = []
+    own = ["bfloat16"] if IS_KERAS_3 else []  # Keras 2 cannot save bfloat16 weights
+    for dtype in ["float16", "float64", "mixed_float16", "mixed_bfloat16", *own]:
+        name = "half" if dtype == "float16" else dtype
+        arguments = {"dtype": dtype}
+        if not IS_KERAS_3 and dtype.startswith("mixed"):
+            arguments["dtype"] = keras.mixed_precision.Policy(dtype)
+        layer = attention(name, use_scale=True, **arguments)
+        outputs.append(call(name, layer, inputs, ["query", "value"], [None, "value_mask"]))
+    return keras.Model(list(inputs.values()), outputs, name="dtypes"), call
+
+
+def custom():
+    """Classes a reader does not know, a Lambda, and a user's own class that is called Attention."""
+    call = Recorder()
+    registered = getattr(keras, "saving", keras.utils)
+    if not hasattr(registered, "register_keras_serializable"):
+        registered = keras.utils
+
+    @registered.register_keras_serializable("house")
+    class Block(layers.Layer):
+        def __init__(self, inner=None, **arguments):
+            super().__init__(**arguments)
+            self.inner = inner or attention("hidden", use_scale=True)
+
+        def build(self, shape):
+            if hasattr(self.inner, "build"):
+                self.inner.build([shape, shape])
+            super().build(shape)
+
+        def call(self, x):
+            return self.inner([x, x])
+
+    class Attention(layers.Layer):
+        def __init__(self, units=2, **arguments):
+            super().__init__(**arguments)
+            self.units = units
+
+        def build(self, shape):
+            self.scale = self.add_weight(name="scale", shape=(self.units,), initializer="ones")
+            super().build(shape)
+
+        def call(self, x):
+            return x * self.scale[0]
+
+        def get_config(self):
+            return dict(super().get_config(), units=self.units)
+
+    inputs = make_inputs()
+    own = Attention(name="mine")(inputs["query"])
+    blocked = Block(name="block")(own)
+    doubled = layers.Lambda(lambda x: x * 2.0, name="doubled")(blocked)
+    outputs = [
+        call("real", attention("real", use_scale=True), inputs, ["query", "value"]),
+        call("other", attention("other", use_scale=True), inputs, ["query", "value"],
+             ["query_mask", None]),
+        doubled,
+    ]
+    return keras.Model(list(inputs.values()), outputs, name="custom"), call
+
+
+KINDS = {f.__name__: f for f in (family, nested, masking, dtypes, custom)}
+
+
+def save(kind, out):
+    model, recorder = KINDS[kind]()
+    name = "%s_%s" % (GENERATION, kind)
+    write_io(out / (name + "_io.npz"), recorder)
+    version = tuple(int(part) for part in GENERATION.lstrip("kerastf_").split(".")[:2])
+    if IS_KERAS_3 or version >= (2, 12):
+        model.save(out / (name + ".keras") if IS_KERAS_3 else str(out / (name + ".keras")))
+        model.save_weights(str(out / (name + ".weights.h5")))
+    else:
+        # This generation writes HDF5 under a weights name of its own style.
+        model.save_weights(str(out / (name + ".weights.h5")), save_format="h5")
+    (out / (name + ".json")).write_text(json.dumps(json.loads(model.to_json())))
+    model.save(str(out / (name + ".h5")))
+
+
+if __name__ == "__main__":
+    folder = pathlib.Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    for chosen in sys.argv[2:] or KINDS:
+        try:
+            save(chosen, folder)
+        except Exception as error:
+            print(GENERATION, chosen, "failed:", type(error).__name__, error)
+        else:
+            print(GENERATION, chosen)
