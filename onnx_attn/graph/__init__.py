@@ -1,0 +1,31 @@
+"""The layer in onnxscript: formulas, steps, schedules, and the model they make."""
+
+from .functions import (
+    additive_scores,
+    causal_bias,
+    concat_scores,
+    dot_scores,
+    masked_output,
+    masked_scores,
+    query_key_features,
+    scaled_query,
+    softmax_weights,
+    value_and_causal_bias,
+    value_mask_bias,
+    weighted_sum,
+)
+
+__all__ = [
+    "additive_scores",
+    "causal_bias",
+    "concat_scores",
+    "dot_scores",
+    "masked_output",
+    "masked_scores",
+    "query_key_features",
+    "scaled_query",
+    "softmax_weights",
+    "value_and_causal_bias",
+    "value_mask_bias",
+    "weighted_sum",
+]

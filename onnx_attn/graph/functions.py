@@ -1,0 +1,126 @@
+"""The formulas of dot-product attention, one onnxscript function each.
+
+They are ordinary onnxscript functions: call them from your own `@script` graph, then flatten the
+model with `onnx.inliner.inline_local_functions`, so that runtimes see standard ops only. All use
+opset 17 and rank 3 tensors. `dtype` attributes are ONNX type numbers (1: float32, 11: float64) and
+must be the type of the scores.
+"""
+
+from __future__ import annotations
+
+from onnxscript import opset17 as op
+from onnxscript import script
+from onnxscript.values import Opset
+
+FUNCTION_DOMAIN = Opset("onnx_attn", 1)
+
+
+@script(FUNCTION_DOMAIN, default_opset=op)
+def scaled_query(query, scale):
+    """query * scale: [batch, Tq, dim].
+
+    (scale * query) @ key^T is scale * (query @ key^T) with batch*Tq*dim products instead of
+    batch*Tq*Tv, and leaves Transpose and MatMul free to fuse.
+    """
+    query_scaled = op.Mul(query, scale)
+    return query_scaled
+
+
+@script(FUNCTION_DOMAIN, default_opset=op)
+def dot_scores(query, key):
+    """query @ key^T: [batch, Tq, dim] x [batch, Tv, dim] -> [batch, Tq, Tv]."""
+    key_transposed = op.Transpose(key, perm=[0, 2, 1])  # [batch, dim, Tv]
+    scores = op.MatMul(query, key_transposed)  # [batch, Tq, Tv]
+    return scores
+
+
+@script(FUNCTION_DOMAIN, default_opset=op)
+def value_mask_bias(value_mask, dtype: int = 1):
+    """0 where a key may be seen, -1e9 where not: [batch, Tv] -> [batch, 1, Tv]."""
+    visible = op.Cast(op.Constant(value_float=0.0), to=dtype)
+    hidden = op.Cast(op.Constant(value_float=-1e9), to=dtype)
+    value_mask_of_rows = op.Unsqueeze(value_mask, op.Constant(value_ints=[1]))  # [batch, 1, Tv]
+    value_bias = op.Where(value_mask_of_rows, visible, hidden)
+    return value_bias
+
+
+@script(FUNCTION_DOMAIN, default_opset=op)
+def causal_bias(query, key, dtype: int = 1):
+    """0 where j <= i, -1e9 where j > i, top-left aligned for every Tq and Tv: [Tq, Tv]."""
+    query_length = op.Shape(query, start=1, end=2)
+    key_length = op.Shape(key, start=1, end=2)
+    hidden = op.Cast(op.Constant(value_float=-1e9), to=dtype)
+    everywhere_hidden = op.Expand(hidden, op.Concat(query_length, key_length, axis=0))  # [Tq, Tv]
+    future_bias = op.Trilu(everywhere_hidden, op.Constant(value_int=1), upper=1)
+    return future_bias
+
+
+@script(FUNCTION_DOMAIN, default_opset=op)
+def value_and_causal_bias(value_mask, future_bias, dtype: int = 1):
+    """value_mask AND causal as one bias: [batch, Tv], [Tq, Tv] -> [batch, Tq, Tv].
+
+    One -1e9, never two: adding both would push a doubly masked key below a singly masked one.
+    """
+    hidden = op.Cast(op.Constant(value_float=-1e9), to=dtype)
+    value_mask_of_rows = op.Unsqueeze(value_mask, op.Constant(value_ints=[1]))  # [batch, 1, Tv]
+    masked_bias = op.Where(value_mask_of_rows, future_bias, hidden)  # [batch, Tq, Tv]
+    return masked_bias
+
+
+@script(FUNCTION_DOMAIN, default_opset=op)
+def masked_scores(scores, bias):
+    """scores + bias: what is hidden keeps its score, 1e9 lower, as in Keras."""
+    scores_masked = op.Add(scores, bias)
+    return scores_masked
+
+
+@script(FUNCTION_DOMAIN, default_opset=op)
+def softmax_weights(scores):
+    """softmax over the keys: [batch, Tq, Tv]."""
+    weights = op.Softmax(scores, axis=-1)
+    return weights
+
+
+@script(FUNCTION_DOMAIN, default_opset=op)
+def weighted_sum(weights, value):
+    """weights @ value: [batch, Tq, Tv] x [batch, Tv, value_dim] -> [batch, Tq, value_dim]."""
+    attended = op.MatMul(weights, value)
+    return attended
+
+
+@script(FUNCTION_DOMAIN, default_opset=op)
+def masked_output(output, query_mask, dtype: int = 1):
+    """output where query_mask is True, 0 where False: [batch, Tq, value_dim]."""
+    zero = op.Cast(op.Constant(value_float=0.0), to=dtype)
+    query_mask_of_rows = op.Unsqueeze(query_mask, op.Constant(value_ints=[2]))  # [batch, Tq, 1]
+    output_masked = op.Where(query_mask_of_rows, output, zero)
+    return output_masked
+
+
+@script(FUNCTION_DOMAIN, default_opset=op)
+def query_key_features(query, key):
+    """query + key for every pair: [batch, Tq, dim], [batch, Tv, dim] -> [batch, Tq, Tv, dim]."""
+    query_of_pairs = op.Unsqueeze(query, op.Constant(value_ints=[2]))  # [batch, Tq, 1, dim]
+    key_of_pairs = op.Unsqueeze(key, op.Constant(value_ints=[1]))  # [batch, 1, Tv, dim]
+    features = op.Add(query_of_pairs, key_of_pairs)  # [batch, Tq, Tv, dim]
+    return features
+
+
+@script(FUNCTION_DOMAIN, default_opset=op)
+def concat_scores(features, concat_score_weight):
+    """concat_score_weight * sum_d tanh(features): [batch, Tq, Tv, dim] -> [batch, Tq, Tv].
+
+    `features` is scale * (query + key): the scale is inside the tanh.
+    """
+    squashed = op.Tanh(features)
+    summed = op.ReduceSum(squashed, op.Constant(value_ints=[-1]), keepdims=0)  # [batch, Tq, Tv]
+    scores = op.Mul(summed, concat_score_weight)
+    return scores
+
+
+@script(FUNCTION_DOMAIN, default_opset=op)
+def additive_scores(features, scale):
+    """sum_d scale_d * tanh(query + key): [batch, Tq, Tv, dim], [dim] -> [batch, Tq, Tv]."""
+    squashed = op.Tanh(features)
+    scores = op.MatMul(squashed, scale)  # [batch, Tq, Tv]
+    return scores

@@ -1,0 +1,190 @@
+"""A layer's whole graph: inputs, casts, one schedule, the last checks, outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+from onnxscript import GraphBuilder, optimizer
+
+from ..configuration import IR_OF_OPSET, ExportOptions, LayerConfig, TensorSpec, contract
+from . import functions
+from .dense import dense
+from .pieces import Steps, Tensors
+
+SCHEDULES: Mapping[str, Callable[..., tuple[ir.Value, ...]]] = {"dense": dense}
+
+WEIGHTS = ("scale", "concat_score_weight")
+
+ONNX_TYPES = {
+    "bool": ir.DataType.BOOL,
+    "float16": ir.DataType.FLOAT16,
+    "bfloat16": ir.DataType.BFLOAT16,
+    "float32": ir.DataType.FLOAT,
+    "float64": ir.DataType.DOUBLE,
+}
+
+
+def build_model(
+    config: LayerConfig, options: ExportOptions, weights: Mapping[str, np.ndarray[Any, Any]]
+) -> ir.Model:
+    """The flat model of `config` and `options`, with `weights` as its trained values.
+
+    Same arguments, same model: nothing depends on the run. Metadata and texts are the exporter's.
+    """
+    graph = ir.Graph(
+        name="attention" if config.layer == "Attention" else "additive_attention",
+        inputs=[],
+        outputs=[],
+        nodes=[],
+        opset_imports={"": options.opset},
+    )
+    builder = GraphBuilder(graph)
+    specs = contract(config, options)
+    given = {
+        name: _declare_input(builder, spec, weights.get(name))
+        for name, spec in specs.inputs.items()
+    }
+    for name in config.weight_names:
+        if name not in given:
+            given[name] = builder.initializer(ir.tensor(weights[name], name=name), name=name)
+    op = builder.op
+    steps = Steps(config, _tensors(op, config, given))
+    attended, *scores = SCHEDULES[options.schedule](op, steps, options.return_attention_scores)
+    if "query_mask" in given:
+        attended = op.call_inline(
+            functions.masked_output,
+            attended,
+            given["query_mask"],
+            dtype=steps.dtype,
+            _outputs=["output_masked"],
+        )
+    results = [_in_shape_of_query(op, attended, given), *scores]
+    for spec, result in zip(specs.outputs.values(), results, strict=True):
+        if steps.compute != ONNX_TYPES[spec.dtype]:
+            result = op.Cast(result, to=ONNX_TYPES[spec.dtype])
+        _declare(result, spec)
+        builder.add_output(result, spec.name)
+    return _finish(ir.Model(graph, ir_version=IR_OF_OPSET[options.opset]))
+
+
+def _declare(value: ir.Value, spec: TensorSpec) -> None:
+    value.name = spec.name
+    value.dtype = ONNX_TYPES[spec.dtype]
+    value.shape = ir.Shape(spec.dims)
+
+
+def _declare_input(
+    builder: GraphBuilder, spec: TensorSpec, weight: np.ndarray[Any, Any] | None
+) -> ir.Value:
+    default = None
+    if spec.optional:
+        default = ir.tensor(default_of(spec, weight), name=spec.name)
+    return builder.input(
+        spec.name, ONNX_TYPES[spec.dtype], ir.Shape(spec.dims), const_value=default
+    )
+
+
+def _tensors(op, config: LayerConfig, given: dict[str, ir.Value]) -> Tensors:
+    """The given values, floats cast to the type of the arithmetic."""
+    compute = ONNX_TYPES[config.floats.compute]
+
+    def arithmetic(value: ir.Value) -> ir.Value:
+        if value.dtype in (ir.DataType.BOOL, compute):
+            return value
+        return op.Cast(value, to=compute, _outputs=[f"{value.name}_{config.floats.compute}"])
+
+    values = {name: arithmetic(value) for name, value in given.items()}
+    values.setdefault("key", values["value"])
+    return Tensors(**values)
+
+
+def _in_shape_of_query(op, attended: ir.Value, given: dict[str, ir.Value]) -> ir.Value:
+    """`attended` if its shape is [batch, Tq, value_dim]; any other is the runtime's error.
+
+    Broadcasting would take a query, key or value of batch 1 beside others, or a mask longer than
+    an axis of 1, and give more rows than the query has. The smallest batch is the one that such
+    a result cannot have.
+    """
+    batches = [
+        op.Shape(given[name], end=1, _outputs=[f"{name}_batch"])
+        for name in ("query", "key", "value")
+        if name in given
+    ]
+    smallest = op.Min(*batches, _outputs=["smallest_batch"])
+    query_length = op.Shape(given["query"], start=1, end=2, _outputs=["query_length"])
+    value_dim = op.Shape(given["value"], start=2, end=3, _outputs=["value_dim_size"])
+    shape = op.Concat(smallest, query_length, value_dim, axis=0, _outputs=["output_shape"])
+    output = op.Reshape(attended, shape)
+    output.producer().name = "output__batches_and_masks_must_fit_the_query"
+    return output
+
+
+def _finish(model: ir.Model) -> ir.Model:
+    """Constants as initializers, nothing unused, and names that tell what a value is."""
+    optimizer.fold_constants(
+        model,
+        onnx_shape_inference=False,
+        should_fold=lambda node: (
+            node.op_type == "Cast"
+            and all(v is not None and v.producer() is not None for v in node.inputs)
+        ),
+    )
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    passes.LiftSubgraphInitializersToMainGraphPass()(model)
+    passes.DeduplicateInitializersPass()(model)
+    passes.RemoveUnusedNodesPass()(model)
+    _rename(model)
+    return model
+
+
+def _rename(model: ir.Model) -> None:
+    """Values by what they hold, each name once in the whole model; nodes by what they compute."""
+    declared = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
+    declared |= {name for name in model.graph.initializers if name in WEIGHTS}
+    used = set(declared)
+    constants = {
+        value: _constant_name(value)
+        for value in model.graph.initializers.values()
+        if value.name not in declared
+    }
+
+    def fresh(name: str) -> str:
+        candidate, count = name, 1
+        while candidate in used:
+            count += 1
+            candidate = f"{name}_{count}"
+        used.add(candidate)
+        return candidate
+
+    for value, name in constants.items():
+        value.name = fresh(name)
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        for output in node.outputs:
+            if output.name not in declared:
+                # Builder and inliner put paths and "v_" in front of the name we chose.
+                output.name = fresh(output.name.rsplit("/", 1)[-1].removeprefix("v_"))
+        if "_must_" in (node.name or ""):
+            node.name = fresh(node.name.rsplit("/", 1)[-1])
+        else:
+            node.name = node.outputs[0].name
+        node.metadata_props.clear()
+
+
+def _constant_name(value: ir.Value) -> str:
+    array = value.const_value.numpy()
+    numbers = "_".join(f"{number:g}" for number in array.reshape(-1)[:4].astype(float))
+    kind = "" if array.dtype.kind == "f" else f"_{array.dtype}"
+    return f"constant_{numbers}{kind}".replace("-", "minus_").replace("+", "")
+
+
+def default_of(spec: TensorSpec, weight: np.ndarray[Any, Any] | None) -> np.ndarray[Any, Any]:
+    """The value an optional input has when it is left out: no mask, trained weight, no training."""
+    if weight is not None:
+        return weight
+    if spec.name == "training":
+        return np.array(False)
+    return np.ones([dim if isinstance(dim, int) else 1 for dim in spec.dims], np.bool_)

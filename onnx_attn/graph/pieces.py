@@ -1,0 +1,131 @@
+"""What every schedule is made of: the layer's tensors and the steps between them.
+
+A step is plain Python that writes nodes through an onnxscript `OpBuilder`; the formulas
+themselves are the onnxscript functions of `functions.py`, inlined where they are called.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from ..configuration import LayerConfig
+from . import functions
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """The values a schedule reads, floats already in the type of the arithmetic.
+
+    `value_mask`, `query_mask`, `scale`, `concat_score_weight` and `training` are None where the
+    file has none of them.
+    """
+
+    query: ir.Value
+    value: ir.Value
+    key: ir.Value
+    query_mask: ir.Value | None = None
+    value_mask: ir.Value | None = None
+    scale: ir.Value | None = None
+    concat_score_weight: ir.Value | None = None
+    training: ir.Value | None = None
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The layer's formulas for one configuration, on whole tensors or on blocks of them."""
+
+    config: LayerConfig
+    tensors: Tensors
+
+    @property
+    def compute(self) -> ir.DataType:
+        """The type of the arithmetic."""
+        return ir.DataType.from_numpy(np.dtype(self.config.floats.compute))
+
+    @property
+    def dtype(self) -> ir.Attr:
+        """The type of the arithmetic as the attribute that `functions` take."""
+        return ir.AttrInt64("dtype", int(self.compute))
+
+    def prepare_query(self, op, query):
+        """Work that is done once per query row, not once per score."""
+        dot = self.config.layer == "Attention" and self.config.score_mode == "dot"
+        if dot and self.tensors.scale is not None:
+            return op.call_inline(
+                functions.scaled_query, query, self.tensors.scale, _outputs=["query_scaled"]
+            )
+        return query
+
+    def scores(self, op, query, key):
+        """Scores of prepared queries and keys: [batch, Tq, dim], [batch, Tv, dim]."""
+        scale, weight = self.tensors.scale, self.tensors.concat_score_weight
+        if self.config.layer == "Attention" and self.config.score_mode == "dot":
+            scores = op.call_inline(functions.dot_scores, query, key, _outputs=["scores"])
+            scores.producer().name = "scores__query_and_key_must_have_the_same_dim"
+            return scores
+        features = op.call_inline(functions.query_key_features, query, key, _outputs=["features"])
+        features.producer().name = "features__query_and_key_must_have_the_same_dim"
+        if self.config.layer == "AdditiveAttention":
+            if scale is None:
+                squashed = op.Tanh(features, _outputs=["squashed"])
+                return op.ReduceSum(squashed, [-1], keepdims=0, _outputs=["scores"])
+            return op.call_inline(functions.additive_scores, features, scale, _outputs=["scores"])
+        if scale is not None:
+            features = op.Mul(features, scale, _outputs=["features_scaled"])
+        return op.call_inline(functions.concat_scores, features, weight, _outputs=["scores"])
+
+    def attend(self, op, query, key, value, bias):
+        """softmax(scores + bias) @ value: the attended values and the weights."""
+        scores = self.scores(op, query, key)
+        if bias is not None:
+            scores = op.call_inline(
+                functions.masked_scores, scores, bias, _outputs=["scores_masked"]
+            )
+        weights = op.call_inline(functions.softmax_weights, scores, _outputs=["weights"])
+        weights = self.drop(op, weights)
+        attended = op.call_inline(functions.weighted_sum, weights, value, _outputs=["attended"])
+        attended.producer().name = "weighted_sum__key_and_value_must_have_the_same_length"
+        return attended, weights
+
+    def drop(self, op, weights):
+        """In training: weights dropped at `dropout`, the kept ones times 1/(1-dropout).
+
+        Not the Dropout operator: ONNX Runtime's optimizer deletes it, whatever training_mode says.
+        """
+        if self.tensors.training is None:
+            return weights
+        rate = self.config.dropout
+
+        def dropped(op):
+            attributes = {} if self.config.seed is None else {"seed": float(self.config.seed)}
+            drawn = op.RandomUniformLike(
+                weights, dtype=int(self.compute), _outputs=["drawn"], **attributes
+            )
+            kept = op.GreaterOrEqual(drawn, rate, _outputs=["kept"])
+            grown = op.Mul(weights, 1.0 / (1.0 - rate), _outputs=["grown"])
+            return op.Where(kept, grown, 0.0)
+
+        return op.If(
+            self.tensors.training,
+            then_branch=subgraph(
+                op, dropped, [self.value_named("weights_dropped", None, None, None)]
+            ),
+            else_branch=subgraph(
+                op,
+                lambda op: op.Identity(weights),
+                [self.value_named("weights_kept", None, None, None)],
+            ),
+            _outputs=["weights_in_training"],
+        )
+
+    def value_named(self, name, *dims):
+        """A declaration of a subgraph output in the type of the arithmetic."""
+        return ir.Value(name=name, shape=ir.Shape(dims), type=ir.TensorType(self.compute))
+
+
+def subgraph(op, trace, outputs, inputs=()):
+    """A subgraph for If, Scan or Loop: `trace(op, *inputs)` writes its nodes."""
+    return op.builder.subgraph(trace, list(inputs), list(outputs), name=outputs[0].name)
