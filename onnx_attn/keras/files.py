@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from ..errors import InputError, ModelError
-from .hdf5 import HDF5, MAGIC, open_hdf5
+from .hdf5 import HDF5, MAGIC, check_heaps, open_hdf5
 from .model_config import FoundLayer, find_layers
 from .weights import Weights, read_weights
 
@@ -132,6 +132,7 @@ def _open(path: str | os.PathLike[str]) -> Generator[_Saved]:
         with _unpack(file, where) as (configuration, stream), open_hdf5(stream, where) as weights:
             yield _Saved(configuration, weights)
     elif magic == MAGIC[:4]:
+        check_heaps(file, where)
         with open_hdf5(file, where) as weights:
             text = weights.text("model_config")
             yield _Saved(None if text is None else _parse(text, where), weights)

@@ -6,8 +6,10 @@ looked at before anything is allocated, and what h5py raises comes out as ModelE
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,10 +22,11 @@ Group: TypeAlias = Any
 Dataset: TypeAlias = Any
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
+HEAP_MAGIC = b"GCOL\x01"
 # A scale is a scalar or one number per feature; a model's configuration takes kilobytes.
 WEIGHT_LIMIT = 1 << 24
 TEXT_LIMIT = 1 << 25
-MOST_MEMBERS = 100_000
+MOST_MEMBERS, DEEPEST = 100_000, 64
 
 
 def _h5py() -> Any:
@@ -57,6 +60,38 @@ def open_hdf5(file: Any, where: str) -> Generator[HDF5]:
         yield HDF5(root, where)
     finally:
         root.close()
+
+
+def check_heaps(file: Path, where: str) -> None:
+    """Raise ModelError if a text heap of an HDF5 file is damaged.
+
+    HDF5 2.0 never comes back from a heap in which an object takes no room. Layout: "HDF5 File
+    Format Specification", III.E, Disk Format: Level 1E - Global Heap.
+    """
+    with (
+        _reading(where),
+        file.open("rb") as stream,
+        mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data,
+    ):
+        # Widths of addresses and lengths stand elsewhere in the newer superblocks.
+        widths = data[13:15] if data[8:9] < b"\x02" else data[9:11]
+        if widths != b"\x08\x08":
+            raise ModelError(f"{where} is damaged: its HDF5 superblock cannot be read")
+        start = data.find(HEAP_MAGIC)
+        while start >= 0:
+            end = start + int.from_bytes(data[start + 8 : start + 16], "little")
+            at = start + 16
+            while at + 16 <= min(end, len(data)):
+                size = int.from_bytes(data[at + 8 : at + 16], "little")
+                # Object 0 is the free room, its own header counted in.
+                in_use = data[at : at + 2] != b"\x00\x00"
+                room = 16 + -(-size // 8) * 8 if in_use else size
+                if room < 16:
+                    break
+                at += room
+            if end > len(data) or at > end or end - at >= 16:
+                raise ModelError(f"{where} is damaged: a text in it cannot be read")
+            start = data.find(HEAP_MAGIC, start + 1)
 
 
 class HDF5:
@@ -103,7 +138,7 @@ class HDF5:
             for name in self.names(parent):
                 seen += 1
                 # A hard link can make a group its own parent: stop looking somewhere.
-                if seen > MOST_MEMBERS:
+                if seen > MOST_MEMBERS or len(above) > DEEPEST:
                     raise ModelError(f"{self.where} is damaged: its groups never end")
                 member = self.member(parent, name)
                 if isinstance(member, h5py.Group):
@@ -145,12 +180,15 @@ class HDF5:
 
     def text(self, name: str) -> str | None:
         """A text attribute of the file, or None."""
+        h5py = _h5py()
         with _reading(self.where):
             if name not in self.root.attrs:
                 return None
             attribute = self.root.attrs.get_id(name)
-            # Many references could name one long text: take a single one.
-            if attribute.shape != () or attribute.get_storage_size() > TEXT_LIMIT:
+            # Many references could name one long text: take a single one. And what is no string
+            # type, HDF5 would crash on rather than refuse.
+            text = isinstance(attribute.get_type(), h5py.h5t.TypeStringID)
+            if not text or attribute.shape != () or attribute.get_storage_size() > TEXT_LIMIT:
                 raise ModelError(f"{self.where} is damaged: {name} is not one text")
             value = self.root.attrs[name]
             if isinstance(value, bytes):

@@ -22,35 +22,47 @@ def read_weights(file: HDF5, layers: Sequence[FoundLayer]) -> list[Weights | Non
     Raises ModelError for a layout Keras does not write, weights that are missing or too many, and
     shapes that are not the layer's.
     """
-    find = _finder(file)
-    arrays = [find(layer) if layer.weight_names else {} for layer in layers]
-    stored = {
-        layer.shared: weights
-        for layer, weights in zip(layers, arrays, strict=True)
-        if weights is not None and layer.shared is not None
-    }
-    # A layer that stands in several models is saved once, where the first of them is.
+    find = _finder(file, layers)
+    found = [find(layer) if layer.weight_names else {} for layer in layers]
     arrays = [
-        stored.get(layer.shared or 0) if weights is None else weights
-        for layer, weights in zip(layers, arrays, strict=True)
+        _of_the_same(layer, layers, found) if weights is None else weights
+        for layer, weights in zip(layers, found, strict=True)
     ]
     for layer, weights in zip(layers, arrays, strict=True):
         if weights is None and not layer.guessed:
             raise ModelError(
                 f"{file.where}: layer {layer.path!r} should have "
-                f"{' and '.join(layer.weight_names)}, but the file holds no weights for it. Was "
-                "the model saved before this layer was built?"
+                f"{' and '.join(layer.weight_names)}, but the file holds no weights for it"
             )
         for name, weight in (weights or {}).items():
             _check_shape(file.where, layer, name, weight)
     return arrays
 
 
-def _finder(file: HDF5) -> Callable[[FoundLayer], Weights | None]:
+def _of_the_same(
+    layer: FoundLayer, layers: Sequence[FoundLayer], found: Sequence[Weights | None]
+) -> Weights | None:
+    """The weights of a layer that stands in several models: saved once, with the first of them."""
+    same = [
+        weights
+        for other, weights in zip(layers, found, strict=True)
+        if weights and other.class_name == layer.class_name and _is_same(layer, other)
+    ]
+    return same[0] if len(same) == 1 else None
+
+
+def _is_same(layer: FoundLayer, other: FoundLayer) -> bool:
+    if layer.shared is not None:
+        return layer.shared == other.shared
+    # model.to_json() has no ids; a layer keeps its name, though.
+    return layer.config == other.config
+
+
+def _finder(file: HDF5, layers: Sequence[FoundLayer]) -> Callable[[FoundLayer], Weights | None]:
     named = file.group(file.root, "model_weights")
     named = file.root if named is None else named
     if any(file.has_attribute(named, name) for name in ("layer_names", "layer_names0")):
-        return lambda layer: _by_name(file, named, layer)
+        return lambda layer: _by_name(file, named, layer, layers)
     if {"layers", OLD_LAYERS, "vars"} & set(file.names(file.root)):
         return lambda layer: _by_object(file, layer)
     raise ModelError(f"{file.where} is an HDF5 file, but holds no Keras weights")
@@ -63,12 +75,13 @@ def _by_object(file: HDF5, layer: FoundLayer) -> Weights | None:
         group = _step(file, group, step) if group is not None else None
     variables = None if group is None else file.group(group, "vars")
     count = 0 if variables is None else len(file.names(variables))
-    if not count:
+    if variables is None or (not count and layer.guessed):
         return None
     if count != len(layer.weight_names):
         raise ModelError(
             f"{file.where}: layer {layer.path!r} should have {len(layer.weight_names)} weights "
-            f"({', '.join(layer.weight_names)}); the file holds {count}"
+            f"({', '.join(layer.weight_names)}); the file holds {count}. Was the model saved "
+            "before the layer was built?"
         )
     return {
         name: file.array(file.member(variables, str(index)), f"{layer.path}/{name}")
@@ -90,18 +103,23 @@ def _step(file: HDF5, group: Group, step: Step) -> Group | None:
     return file.group(group, step.attribute, name)
 
 
-def _by_name(file: HDF5, named: Group, layer: FoundLayer) -> Weights | None:
+def _by_name(
+    file: HDF5, named: Group, layer: FoundLayer, layers: Sequence[FoundLayer]
+) -> Weights | None:
     """Weights as .h5 files hold them: under the outermost layer, named after the inner one."""
     names = tuple(layer.path.split("/"))
     group = file.group(named, names[0])
     if group is None:
         return None
+    beside = [other for other in layers if other.path.split("/")[0] == names[0]]
     candidates: dict[str, list[tuple[int, Dataset]]] = {}
     for path, dataset in file.datasets(group):
         weight = path[-1].split(":")[0]
         if weight in layer.weight_names:
             alike = _common_tail(path[:-1], names)
-            if alike or len(names) == 1:
+            # Keras 3.0 and 3.1 name the weight alone.
+            alone = len(path) == 1 and sum(weight in other.weight_names for other in beside) == 1
+            if alike or alone or len(names) == 1:
                 candidates.setdefault(weight, []).append((alike, dataset))
     found: Weights = {}
     for name in layer.weight_names:

@@ -1,23 +1,18 @@
-"""Write the saved models of this folder with the Keras that is installed.
+"""Write saved models with attention layers, with the Keras that is installed.
 
-    python make_files.py OUT_DIR [KIND ...]
+    python make_files.py write FOLDER [KIND ...]
+    python make_files.py pack FOLDER saved.tar.xz
 
-Run it once in an environment of each Keras generation (the table in README.md says which). A file
-is named after the Keras that wrote it: ``keras3.15.1_family.keras``, ``tf2.7.4_family.h5``. Beside
-each lies ``<name>_io.npz``: the inputs that all attention layers of the file share
-(``query``, ``value``, ``key`` ``[2, Tq or Tv, 4]``, ``query_mask``, ``value_mask``), and for every
-attention layer ``<path>/...`` with ``/`` written as ``.``:
-
-* ``weights.<path>.scale``, ``weights.<path>.concat_score_weight``: what the file should hold;
-* ``output.<path>``, ``scores.<path>``: the layer called as the saved model calls it (masks, key and
-  causal mask as in its call arguments).
-
+README.md beside this file says with which versions `saved.tar.xz` was made, and what is in it.
 Needs no package of this project, and runs on Python 3.9 and later.
 """
 
+import inspect
+import io
 import json
 import pathlib
 import sys
+import tarfile
 
 import numpy as np
 
@@ -67,26 +62,15 @@ def make_inputs():
     }
 
 
-def attention(name, **arguments):
-    """An Attention layer; arguments this generation does not know are told by name."""
-    return layers.Attention(name=name, **arguments)
-
-
-def has(argument, cls):
-    import inspect
-
-    return argument in inspect.signature(cls.__init__).parameters
-
-
-def has_call(argument):
-    import inspect
-
-    return argument in inspect.signature(layers.Attention.call).parameters
+def takes(function, argument):
+    return argument in inspect.signature(function).parameters
 
 
 def causal_arguments():
     """(constructor arguments, call arguments) for a causal layer in this generation."""
-    return ({}, {"use_causal_mask": True}) if has_call("use_causal_mask") else ({"causal": True}, {})
+    if takes(layers.Attention.call, "use_causal_mask"):
+        return {}, {"use_causal_mask": True}
+    return {"causal": True}, {}
 
 
 class Recorder:
@@ -137,29 +121,36 @@ def as_float32(array):
     return np.asarray(keras.ops.convert_to_numpy(array) if IS_KERAS_3 else array).astype("float32")
 
 
-def write_io(path, recorder):
+def tensor(array):
+    if IS_KERAS_3:
+        return keras.ops.convert_to_tensor(array)
+    import tensorflow as tf
+
+    return tf.constant(array)
+
+
+def write_io(path, calls):
+    """Give every layer its weights, call it by itself, and write down what came out."""
     arrays = shared_inputs()
     result = dict(arrays)
-    for index, (layer_path, (layer, names, masks, call)) in enumerate(recorder.calls.items()):
-        for name, value in set_weights(layer, index):
-            result["weights.%s.%s" % (layer_path.replace("/", "."), name)] = value
-        given = dict(call, return_attention_scores=True)
+    told, values = {}, {}
+    for index, (layer_path, (layer, names, masks, call)) in enumerate(calls.items()):
+        if id(layer) not in values:
+            values[id(layer)] = set_weights(layer, index)
+        for name, value in values[id(layer)]:
+            result[f"weights.{layer_path}.{name}"] = value
+        given = {key: value for key, value in call.items() if key != "return_attention_scores"}
         if masks is not None:
-            given["mask"] = [None if name is None else arrays[name] for name in masks]
-        tensors = [arrays[name] for name in names]
-        if IS_KERAS_3:
-            tensors = [keras.ops.convert_to_tensor(tensor) for tensor in tensors]
-        else:
-            import tensorflow as tf
-
-            tensors = [tf.constant(tensor) for tensor in tensors]
-            given["mask"] = given.get("mask") and [
-                None if mask is None else tf.constant(mask) for mask in given["mask"]
-            ]
-        output, scores = layer(tensors, **given)
-        result["output." + layer_path.replace("/", ".")] = as_float32(output)
-        result["scores." + layer_path.replace("/", ".")] = as_float32(scores)
-    np.savez_compressed(path, **result)
+            given["mask"] = [None if name is None else tensor(arrays[name]) for name in masks]
+        inputs = [tensor(arrays[name]) for name in names]
+        output, scores = layer(inputs, return_attention_scores=True, **given)
+        result["output." + layer_path] = as_float32(output)
+        result["scores." + layer_path] = as_float32(scores)
+        causal = bool(call.get("use_causal_mask") or getattr(layer, "causal", False))
+        told[layer_path] = {"inputs": names, "masks": masks, "causal": causal}
+    # Member names of a .npz are file names.
+    named = {name.replace("/", "!"): value for name, value in result.items()}
+    np.savez_compressed(path, calls=json.dumps(told), **named)
 
 
 def family():
@@ -167,10 +158,10 @@ def family():
     call = Recorder()
     built, called = causal_arguments()
     outputs = [
-        call("zulu", attention("zulu"), ["query", "value"]),
+        call("zulu", layers.Attention(name="zulu"), ["query", "value"]),
         call(
             "causal_scaled",
-            attention("causal_scaled", use_scale=True, dropout=0.25, **built),
+            layers.Attention(name="causal_scaled", use_scale=True, dropout=0.25, **built),
             ["query", "value"],
             [None, "value_mask"],
             **called,
@@ -181,18 +172,32 @@ def family():
             ["query", "value", "key"],
             ["query_mask", "value_mask"],
         ),
-        call("additive_plain", layers.AdditiveAttention(use_scale=False, name="additive_plain"),
-             ["query", "value"], ["query_mask", None]),
+        call(
+            "additive_plain",
+            layers.AdditiveAttention(use_scale=False, name="additive_plain"),
+            ["query", "value"],
+            ["query_mask", None],
+        ),
     ]
-    if has("score_mode", layers.Attention) or IS_KERAS_3:
+    if takes(layers.Attention.__init__, "score_mode") or IS_KERAS_3:
         outputs += [
-            call("yankee", attention("yankee", score_mode="concat"), ["query", "value"]),
-            call("alpha", attention("alpha", score_mode="concat", use_scale=True),
-                 ["query", "value", "key"], ["query_mask", "value_mask"]),
+            call(
+                "yankee", layers.Attention(name="yankee", score_mode="concat"), ["query", "value"]
+            ),
+            call(
+                "alpha",
+                layers.Attention(name="alpha", score_mode="concat", use_scale=True),
+                ["query", "value", "key"],
+                ["query_mask", "value_mask"],
+            ),
         ]
     if not IS_KERAS_3 or VERSION >= (3, 6):  # before, Keras 3 gives one output here
-        outputs += call("scored", attention("scored", use_scale=True), ["query", "value"],
-                        return_attention_scores=True)
+        outputs += call(
+            "scored",
+            layers.Attention(name="scored", use_scale=True),
+            ["query", "value"],
+            return_attention_scores=True,
+        )
     return call.model(outputs, "family"), call
 
 
@@ -203,14 +208,14 @@ def nested():
 
     def self_attending(name, layer_name, path, **arguments):
         tokens = keras.Input((None, DIM), name=name + "_in")
-        layer = attention(layer_name, use_scale=True, **arguments)
+        layer = layers.Attention(name=layer_name, use_scale=True, **arguments)
         call.calls[path] = (layer, ["query", "query"], None, {})
         return keras.Model(tokens, layers.Dense(DIM)(layer([tokens, tokens])), name=name)
 
     innermost = self_attending("innermost", "att", "outer/inner/innermost/att")
     inner_in = keras.Input((None, DIM), name="inner_in")
     inner_v = keras.Input((None, DIM), name="inner_v")
-    inner_att = attention("inner_att", use_scale=True, **built)
+    inner_att = layers.Attention(name="inner_att", use_scale=True, **built)
     call.calls["outer/inner/inner_att"] = (inner_att, ["query", "value"], None, dict(called))
     hidden = inner_att([innermost(inner_in), inner_v], **called)
     inner = keras.Model([inner_in, inner_v], hidden, name="inner")
@@ -218,16 +223,18 @@ def nested():
     outer_in = keras.Input((None, DIM), name="outer_in")
     additive = layers.AdditiveAttention(name="add")
     call.calls["outer/add"] = (additive, ["query", "query"], None, {})
-    outer = keras.Model(
-        outer_in, additive([inner([outer_in, outer_in]), outer_in]), name="outer"
-    )
+    outer = keras.Model(outer_in, additive([inner([outer_in, outer_in]), outer_in]), name="outer")
 
     stack = keras.Sequential(
-        [keras.Input((None, DIM)), layers.Dense(DIM), self_attending("bit", "bit_att", "stack/bit/bit_att")],
+        [
+            keras.Input((None, DIM)),
+            layers.Dense(DIM),
+            self_attending("bit", "bit_att", "stack/bit/bit_att"),
+        ],
         name="stack",
     )
 
-    twice = attention("twice", use_scale=True)
+    twice = layers.Attention(name="twice", use_scale=True)
     first = call("twice", twice, ["query", "value"], ["query_mask", None])
     masks = {"mask": [None, call["value_mask"]]} if MASKS_WORK else {}
     second = twice([first, call["value"], call["key"]], **masks)
@@ -239,7 +246,7 @@ def nested():
         per_step = self_attending("per_step", "step_att", "wrapped/per_step/step_att")
         frames = layers.Reshape((1, -1, DIM))(body)
         outputs = [layers.TimeDistributed(per_step, name="wrapped")(frames)]
-    last = attention("att", use_scale=True)
+    last = layers.Attention(name="att", use_scale=True)
     call.calls["att"] = (last, ["query", "value"], None, {})
     outputs.append(last([body, call["value"]]))
     return call.model(outputs, "nested"), call
@@ -252,7 +259,10 @@ def masking():
     others = keras.Input((None, DIM), name="others")
     embedded = layers.Embedding(8, DIM, mask_zero=True)(tokens)
     masked = layers.Masking()(others)
-    both, value_only = attention("both", use_scale=True), attention("value_only")
+    both, value_only = (
+        layers.Attention(name="both", use_scale=True),
+        layers.Attention(name="value_only"),
+    )
     call.calls["both"] = (both, ["query", "value"], ["query_mask", "value_mask"], {})
     call.calls["value_only"] = (value_only, ["query", "value"], [None, "value_mask"], {})
     outputs = [both([embedded, masked]), value_only([others, masked])]
@@ -269,7 +279,7 @@ def dtypes():
         arguments = {"dtype": dtype}
         if not IS_KERAS_3 and dtype.startswith("mixed"):
             arguments["dtype"] = keras.mixed_precision.Policy(dtype)
-        layer = attention(name, use_scale=True, **arguments)
+        layer = layers.Attention(name=name, use_scale=True, **arguments)
         outputs.append(call(name, layer, ["query", "value"], [None, "value_mask"]))
     return call.model(outputs, "dtypes"), call
 
@@ -285,7 +295,7 @@ def custom():
     class Block(layers.Layer):
         def __init__(self, inner=None, **arguments):
             super().__init__(**arguments)
-            self.inner = inner or attention("hidden", use_scale=True)
+            self.inner = inner or layers.Attention(name="hidden", use_scale=True)
 
         def build(self, shape):
             if hasattr(self.inner, "build"):
@@ -318,7 +328,7 @@ def custom():
         def get_config(self):
             return dict(super().get_config(), units=self.units)
 
-    told = attention("told", use_scale=True)
+    told = layers.Attention(name="told", use_scale=True)
     call.calls["telling/told"] = (told, ["query", "query"], None, {})
     # Compiled under a name of its own, so that no path of the machine gets into the files.
     double = eval(compile("lambda x: x * 2.0", "house.py", "eval"))
@@ -326,21 +336,49 @@ def custom():
     blocked = Telling(told, name="telling")(Block(name="block")(own))
     doubled = layers.Lambda(double, name="doubled")(blocked)
     outputs = [
-        call("real", attention("real", use_scale=True), ["query", "value"]),
-        call("other", attention("other", use_scale=True), ["query", "value"],
-             ["query_mask", None]),
+        call("real", layers.Attention(name="real", use_scale=True), ["query", "value"]),
+        call(
+            "other",
+            layers.Attention(name="other", use_scale=True),
+            ["query", "value"],
+            ["query_mask", None],
+        ),
         doubled,
     ]
     return call.model(outputs, "custom"), call
 
 
-KINDS = {f.__name__: f for f in (family, nested, masking, dtypes, custom)}
+def shared():
+    """One layer in two models, a model of a user's class, a model called on a list."""
+    call = Recorder()
+    layer = layers.Attention(name="common", use_scale=True)
+    output = call("common", layer, ["query", "value"])
+    tokens = keras.Input((None, DIM), name="tokens")
+    inner = keras.Model(tokens, layer([tokens, tokens]), name="inner")
+    call.calls["inner/common"] = (layer, ["query", "query"], None, {})
+
+    class House(keras.Model):
+        pass
+
+    own = layers.Attention(name="own", use_scale=True)
+    rooms = keras.Input((None, DIM), name="rooms")
+    house = House(inputs=rooms, outputs=own([rooms, rooms]), name="house")
+    call.calls["house/own"] = (own, ["query", "query"], None, {})
+    outputs = [output, inner(call["query"]), house(call["query"])]
+    if not IS_KERAS_3:  # Keras 3 saves this one without its weights
+        listed = layers.Attention(name="listed", use_scale=True)
+        outputs.append(keras.Sequential([listed], name="alone")([call["query"], call["value"]]))
+        call.calls["alone/listed"] = (listed, ["query", "value"], None, {})
+    return call.model(outputs, "shared"), call
+
+
+KINDS = {f.__name__: f for f in (family, nested, shared, masking, dtypes, custom)}
 
 
 def save(kind, out):
     model, recorder = KINDS[kind]()
-    name = "%s_%s" % (GENERATION, kind)
-    write_io(out / (name + "_io.npz"), recorder)
+    name = f"{GENERATION}_{kind}"
+    write_io(out / (name + "_io.npz"), recorder.calls)
     path = str(out / name)
     if VERSION >= (2, 12):
         # Keras 2.12 writes HDF5 to this name unless told otherwise.
@@ -350,15 +388,31 @@ def save(kind, out):
     model.save(path + ".h5")
 
 
-if __name__ == "__main__":
-    folder = pathlib.Path(sys.argv[1])
+def write(folder, kinds):
     folder.mkdir(parents=True, exist_ok=True)
-    for chosen in sys.argv[2:] or KINDS:
-        if chosen == "masking" and not MASKS_WORK:
+    for kind in kinds or KINDS:
+        if kind == "masking" and not MASKS_WORK:
             continue
         try:
-            save(chosen, folder)
+            save(kind, folder)
         except Exception as error:
-            print(GENERATION, chosen, "failed:", type(error).__name__, error)
+            print(GENERATION, kind, "failed:", type(error).__name__, error)  # noqa: T201
         else:
-            print(GENERATION, chosen)
+            print(GENERATION, kind)  # noqa: T201
+
+
+def pack(folder, archive):
+    """All files of a folder in one archive, the same bytes for the same files."""
+    with tarfile.open(archive, "w:xz", preset=9) as packed:
+        for path in sorted(folder.iterdir()):
+            entry = tarfile.TarInfo(path.name)
+            data = path.read_bytes()
+            entry.size = len(data)
+            packed.addfile(entry, io.BytesIO(data))
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "pack":
+        pack(pathlib.Path(sys.argv[2]), sys.argv[3])
+    else:
+        write(pathlib.Path(sys.argv[2]), sys.argv[3:])
