@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..reference import attention, raw_scores, softmax
+from ..reference import attention
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Padding = Literal["none", "ragged", "front"]
@@ -173,25 +173,23 @@ def checked_rows(cell: Cell) -> Array:
 def expected(cell: Cell) -> dict[str, Array]:
     """The reference's output (and attention_scores) at `checked_rows`: float64[batch, rows, ...].
 
-    Where only some rows are computed, causal is said as a value mask of each row: key j of row i
-    is hidden where j > i.
+    Where only some rows are computed, causal is said row by row: as a value mask that hides key j
+    of row i where j > i.
     """
     tensors = inputs(cell)
-    mask = tensors.pop("value_mask", None)
     rows = checked_rows(cell)
+    query, mask = tensors.pop("query"), tensors.pop("value_mask", None)
     if len(rows) == cell.Tq:
-        output, weights = attention(**tensors, value_mask=mask, causal=cell.causal)
+        output, weights = attention(query, **tensors, value_mask=mask, causal=cell.causal)
+    elif not cell.causal:
+        output, weights = attention(query[:, rows], **tensors, value_mask=mask)
     else:
-        query, value, key = (tensors[name] for name in ("query", "value", "key"))
-        scores = raw_scores(query[:, rows].astype(np.float64), key.astype(np.float64), "dot", None)
-        allowed = np.ones(scores.shape, np.bool_)
-        if mask is not None:
-            allowed &= mask[:, None, :]
-        if cell.causal:
-            allowed &= np.arange(cell.Tv) <= rows[:, None]
-        hidden = (scores.astype(np.float32) - np.float32(1e9)).astype(np.float64)
-        weights = softmax(np.where(allowed, scores, hidden))
-        output = weights @ value.astype(np.float64)
+        seen = np.ones((cell.batch, cell.Tv), np.bool_) if mask is None else mask
+        by_row = [
+            attention(query[:, [row]], **tensors, value_mask=seen & (np.arange(cell.Tv) <= row))
+            for row in rows
+        ]
+        output, weights = (np.concatenate(parts, 1) for parts in zip(*by_row, strict=True))
     return {"output": output, "attention_scores": weights} if cell.scores else {"output": output}
 
 
