@@ -23,7 +23,10 @@ OVERRIDABLE = (
 
 
 def is_keras_file(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is a zip or HDF5, as saved Keras models are. Raises ModelError if unreadable."""
+    """Whether a file is a zip or HDF5, as saved Keras models are.
+
+    Raises ModelError if it cannot be read.
+    """
     try:
         with Path(path).open("rb") as file:
             start = file.read(8)

@@ -19,10 +19,11 @@ def test_keep_rate_and_growth(rate: float, dtype: str) -> None:
     layer = Attention(dropout=rate, dtype=dtype)
     output, scores = layer([QUERY, VALUE], training=True, return_attention_scores=True)
     _, weights = layer([QUERY, VALUE], return_attention_scores=True)
-    kept = scores != 0
-    count = scores.size
+    visible = weights > 1e-4  # smaller float16 weights round to 0 without being dropped
+    kept = (scores != 0) & visible
+    count = visible.sum()
     deviation = np.sqrt(rate * (1 - rate) / count)
-    assert abs(kept.mean() - (1 - rate)) < 5 * deviation + 1e-3
+    assert abs(kept.sum() / count - (1 - rate)) < 5 * deviation
     tolerance = {"rtol": 2e-3 if dtype == "float16" else 1e-5, "atol": 1e-4}
     grown = weights.astype(np.float64) / (1 - rate)
     np.testing.assert_allclose(scores[kept], grown[kept], **tolerance)

@@ -3,8 +3,10 @@
 from .functions import (
     additive_scores,
     causal_bias,
-    feature_column,
+    dot_product_attention,
     dot_scores,
+    dot_scores_float64,
+    feature_column,
     masked_output,
     masked_scores,
     query_key_features,
@@ -18,8 +20,10 @@ from .functions import (
 __all__ = [
     "additive_scores",
     "causal_bias",
-    "feature_column",
+    "dot_product_attention",
     "dot_scores",
+    "dot_scores_float64",
+    "feature_column",
     "masked_output",
     "masked_scores",
     "query_key_features",

@@ -15,9 +15,7 @@ def dense(op, steps: Steps, scores_wanted: bool):
     query = steps.prepare_query(op, tensors.query)
     future = None
     if steps.config.causal:
-        future = op.call_inline(
-            functions.causal_bias, query, tensors.key, dtype=steps.dtype, _outputs=["future_bias"]
-        )
+        future = op.call_inline(functions.causal_bias, query, tensors.key, _outputs=["future_bias"])
 
     def attend(op, bias):
         attended, weights = steps.attend(op, query, tensors.key, tensors.value, bias)
@@ -51,14 +49,10 @@ def mask_bias(op, steps, value_mask, future):
     """The bias of value_mask AND, where `future` is given, causal."""
     if future is None:
         return op.call_inline(
-            functions.value_mask_bias, value_mask, dtype=steps.dtype, _outputs=["value_bias"]
+            functions.value_mask_bias, value_mask, steps.tensors.query, _outputs=["value_bias"]
         )
     return op.call_inline(
-        functions.value_and_causal_bias,
-        value_mask,
-        future,
-        dtype=steps.dtype,
-        _outputs=["masked_bias"],
+        functions.value_and_causal_bias, value_mask, future, _outputs=["masked_bias"]
     )
 
 

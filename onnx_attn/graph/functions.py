@@ -2,8 +2,7 @@
 
 They are ordinary onnxscript functions: call them from your own `@script` graph, then flatten the
 model with `onnx.inliner.inline_local_functions`, so that runtimes see standard ops only. All use
-opset 17 and rank 3 tensors. `dtype` attributes are ONNX type numbers (1: float32, 11: float64) and
-must be the type of the scores.
+opset 17 and rank 3 tensors, in any float type.
 """
 
 from __future__ import annotations
@@ -35,33 +34,48 @@ def dot_scores(query, key):
 
 
 @script(FUNCTION_DOMAIN, default_opset=op)
-def value_mask_bias(value_mask, dtype: int = 1):
-    """0 where a key may be seen, -1e9 where not: [batch, Tv] -> [batch, 1, Tv]."""
-    visible = op.Cast(op.Constant(value_float=0.0), to=dtype)
-    hidden = op.Cast(op.Constant(value_float=-1e9), to=dtype)
+def dot_scores_float64(query, key):
+    """`dot_scores` for float64: [batch, Tq, dim] x [batch, Tv, dim] -> [batch, Tq, Tv].
+
+    Transposed by Einsum: ONNX Runtime before 1.26 fuses Transpose and MatMul of float64 into an
+    operator that it has no kernel for, and then refuses the file.
+    """
+    key_transposed = op.Einsum(key, equation="bkd->bdk")  # [batch, dim, Tv]
+    scores = op.MatMul(query, key_transposed)  # [batch, Tq, Tv]
+    return scores
+
+
+@script(FUNCTION_DOMAIN, default_opset=op)
+def value_mask_bias(value_mask, like):
+    """0 where a key may be seen, -1e9 where not: [batch, Tv] -> [batch, 1, Tv].
+
+    The bias has the float type of `like`, which is otherwise not read.
+    """
+    visible = op.CastLike(op.Constant(value_float=0.0), like)
+    hidden = op.CastLike(op.Constant(value_float=-1e9), like)
     value_mask_of_rows = op.Unsqueeze(value_mask, op.Constant(value_ints=[1]))  # [batch, 1, Tv]
     value_bias = op.Where(value_mask_of_rows, visible, hidden)
     return value_bias
 
 
 @script(FUNCTION_DOMAIN, default_opset=op)
-def causal_bias(query, key, dtype: int = 1):
+def causal_bias(query, key):
     """0 where j <= i, -1e9 where j > i, top-left aligned for every Tq and Tv: [Tq, Tv]."""
     query_length = op.Shape(query, start=1, end=2)
     key_length = op.Shape(key, start=1, end=2)
-    hidden = op.Cast(op.Constant(value_float=-1e9), to=dtype)
+    hidden = op.CastLike(op.Constant(value_float=-1e9), query)
     everywhere_hidden = op.Expand(hidden, op.Concat(query_length, key_length, axis=0))  # [Tq, Tv]
     future_bias = op.Trilu(everywhere_hidden, op.Constant(value_int=1), upper=1)
     return future_bias
 
 
 @script(FUNCTION_DOMAIN, default_opset=op)
-def value_and_causal_bias(value_mask, future_bias, dtype: int = 1):
+def value_and_causal_bias(value_mask, future_bias):
     """value_mask AND causal as one bias: [batch, Tv], [Tq, Tv] -> [batch, Tq, Tv].
 
     One -1e9, never two: adding both would push a doubly masked key below a singly masked one.
     """
-    hidden = op.Cast(op.Constant(value_float=-1e9), to=dtype)
+    hidden = op.CastLike(op.Constant(value_float=-1e9), future_bias)
     value_mask_of_rows = op.Unsqueeze(value_mask, op.Constant(value_ints=[1]))  # [batch, 1, Tv]
     masked_bias = op.Where(value_mask_of_rows, future_bias, hidden)  # [batch, Tq, Tv]
     return masked_bias
@@ -89,12 +103,22 @@ def weighted_sum(weights, value):
 
 
 @script(FUNCTION_DOMAIN, default_opset=op)
-def masked_output(output, query_mask, dtype: int = 1):
+def masked_output(output, query_mask):
     """output where query_mask is True, 0 where False: [batch, Tq, value_dim]."""
-    zero = op.Cast(op.Constant(value_float=0.0), to=dtype)
+    zero = op.CastLike(op.Constant(value_float=0.0), output)
     query_mask_of_rows = op.Unsqueeze(query_mask, op.Constant(value_ints=[2]))  # [batch, Tq, 1]
     output_masked = op.Where(query_mask_of_rows, output, zero)
     return output_masked
+
+
+@script(FUNCTION_DOMAIN, default_opset=op)
+def dot_product_attention(query, value, key, bias):
+    """All of it for a bias that broadcasts to [batch, Tq, Tv]: the output and the weights."""
+    scores = dot_scores(query, key)
+    scores_masked = masked_scores(scores, bias)
+    weights = softmax_weights(scores_masked)
+    output = weighted_sum(weights, value)
+    return output, weights
 
 
 @script(FUNCTION_DOMAIN, default_opset=op)

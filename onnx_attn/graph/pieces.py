@@ -46,11 +46,6 @@ class Steps:
         return ir.DataType.from_numpy(np.dtype(self.config.floats.compute))
 
     @property
-    def dtype(self) -> ir.Attr:
-        """The type of the arithmetic as the attribute that `functions` take."""
-        return ir.AttrInt64("dtype", int(self.compute))
-
-    @property
     def has_dot_scores(self) -> bool:
         """Whether scores are products, not sums over pairs of features."""
         return self.config.layer == "Attention" and self.config.score_mode == "dot"
@@ -67,19 +62,24 @@ class Steps:
         """Scores of prepared queries and keys: [batch, Tq, dim], [batch, Tv, dim]."""
         scale, weight = self.tensors.scale, self.tensors.concat_score_weight
         if self.has_dot_scores:
-            scores = op.call_inline(functions.dot_scores, query, key, _outputs=["scores"])
+            float64 = self.compute == ir.DataType.DOUBLE
+            formula = functions.dot_scores_float64 if float64 else functions.dot_scores
+            scores = op.call_inline(formula, query, key, _outputs=["scores"])
             scores.producer().name = "scores__query_and_key_must_have_the_same_dim"
             return scores
         features = op.call_inline(functions.query_key_features, query, key, _outputs=["features"])
         column = op.call_inline(functions.feature_column, query, key, _outputs=["feature_column"])
         if self.config.layer == "AdditiveAttention" and scale is not None:
-            feature_weights = op.Reshape(scale, column, _outputs=["feature_weights"])
-            feature_weights.producer().name = "scale_and_query_must_have_the_same_dim"
+            # Concat takes equal lengths only; ORT would fold a Reshape of scale to this shape.
+            ones = op.Expand(self.one(op), column, _outputs=["ones_of_dim"])
+            scale_column = op.Unsqueeze(scale, [1], _outputs=["scale_column"])  # [dim, 1]
+            columns = op.Concat(scale_column, ones, axis=1, _outputs=["scale_and_ones"])
+            columns.producer().name = "scale_query_and_key_must_have_the_same_dim"
+            feature_weights = op.Slice(columns, [0], [1], [1], _outputs=["feature_weights"])
         else:
             if scale is not None:
                 features = op.Mul(features, scale, _outputs=["features_scaled"])
-            if weight is None:
-                weight = op.Constant(value=ir.tensor(np.ones((), self.compute.numpy())))
+            weight = self.one(op) if weight is None else weight
             feature_weights = op.Expand(weight, column, _outputs=["feature_weights"])
         scores = op.call_inline(
             functions.additive_scores, features, feature_weights, _outputs=["scores"]
@@ -87,6 +87,10 @@ class Steps:
         weighing = scores.producer().inputs[0].producer()
         weighing.name = "scores__query_and_key_must_have_the_same_dim"
         return scores
+
+    def one(self, op):
+        """The number 1 in the type of the arithmetic."""
+        return op.Constant(value=ir.tensor(np.ones((), self.compute.numpy())))
 
     def attend(self, op, query, key, value, bias):
         """softmax(scores + bias) @ value: the attended values and the weights."""
