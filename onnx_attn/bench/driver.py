@@ -75,7 +75,7 @@ class Worker:
     """A process that answers requests; it may be paused while others are timed."""
 
     def __init__(self, threads: int) -> None:
-        self._stderr = tempfile.TemporaryFile()
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  closed in `close`
         # Unbound, OpenMP's threads may spin on one CPU, each waiting for the other: 8 ms a call.
         settings = {
             "TF_CPP_MIN_LOG_LEVEL": "3",
@@ -186,7 +186,7 @@ def run_cells(plan: Plan, progress: Progress) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         for process in range(plan.processes):
             turn = _Generation(plan, process, Path(folder), progress)
-            turn.run([cell for cell in zip(plan.cells, measured, strict=True)])
+            turn.run(list(zip(plan.cells, measured, strict=True)))
     return measured
 
 

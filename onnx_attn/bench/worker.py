@@ -24,8 +24,8 @@ from .cells import Array, Cell, inputs, largest_error
 
 # Runs that are timed together, so that reading the clock stays under a thousandth of the time.
 SAMPLE_SECONDS = 100e-6
-# Share of the timed seconds that is spent first to wake threads and fill caches.
-WARM_SHARE = 0.2
+# Spent first to wake threads, let the system spread them over the cores, and fill caches.
+WARM_SECONDS = 0.03
 MIN_RUNS = 3
 
 
@@ -68,7 +68,7 @@ def timed(run: Callable[[], Any], seconds: float) -> dict[str, Any]:
     """Median and quartiles of a run, in microseconds, after a warm-up; and how many runs."""
     clock = time.perf_counter
     start, runs = clock(), 0
-    while runs < 1 or clock() - start < WARM_SHARE * seconds:
+    while runs < 1 or clock() - start < WARM_SECONDS:
         run()
         runs += 1
     each = max(1, round(SAMPLE_SECONDS * runs / (clock() - start)))
@@ -97,7 +97,6 @@ def serve(requests: TextIO, answers: TextIO) -> None:
         "drop": bench.drop,
         "memory": probes.memory_growth,
         "session": probes.session_cost,
-        "imports": probes.import_seconds,
         "load": probes.load,
     }
     for line in requests:

@@ -14,15 +14,15 @@ from .onnx_graphs import OUTPUTS, keras_model
 
 def openvino_ours(cell: Cell, tensors: dict[str, Array], threads: int) -> Prepared:
     """Our dense file in OpenVINO."""
-    return _openvino(our_model(cell, "dense"), cell, tensors, threads)
+    return _openvino(our_model(cell, "dense"), tensors, threads)
 
 
 def openvino_keras(cell: Cell, tensors: dict[str, Array], threads: int) -> Prepared:
     """Keras's own ONNX export in OpenVINO."""
-    return _openvino(keras_model(cell), cell, tensors, threads)
+    return _openvino(keras_model(cell), tensors, threads)
 
 
-def _openvino(model: bytes, cell: Cell, tensors: dict[str, Array], threads: int) -> Prepared:
+def _openvino(model: bytes, tensors: dict[str, Array], threads: int) -> Prepared:
     openvino: Any = import_module("openvino")
     core: Any = openvino.Core()
     settings = {

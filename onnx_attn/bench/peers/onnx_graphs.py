@@ -11,8 +11,8 @@ from onnx import TensorProto
 from onnx import helper as make
 from onnx.numpy_helper import from_array
 
-from ..cells import Array, Cell
 from ..candidates import CannotError, Prepared
+from ..cells import Array, Cell
 
 FLOAT, BOOL = TensorProto.FLOAT, TensorProto.BOOL
 OUTPUTS = ("output", "attention_scores")
@@ -71,8 +71,9 @@ def graph(
 
 def bare(cell: Cell, tensors: dict[str, Array], threads: int) -> Prepared:
     """Transpose, MatMul, Softmax, MatMul; causal by Trilu, masks by Where, added to the scores."""
-    node, nodes = make.make_node, [make.make_node("Transpose", ["key"], ["key_t"], perm=[0, 2, 1])]
-    constants: dict[str, Array] = {}
+    node: Any = make.make_node
+    nodes: list[Any] = [node("Transpose", ["key"], ["key_t"], perm=[0, 2, 1])]
+    constants: dict[str, Any] = {}
     scores, bias = "scores", None
     nodes.append(node("MatMul", ["query", "key_t"], [scores]))
     if cell.causal:
@@ -104,7 +105,9 @@ def bare(cell: Cell, tensors: dict[str, Array], threads: int) -> Prepared:
 
 def attention_op(cell: Cell, tensors: dict[str, Array], threads: int) -> Prepared:
     """The ONNX operator Attention of opset 23: one head, scale 1."""
-    node, nodes, mask = make.make_node, [], ""
+    node: Any = make.make_node
+    nodes: list[Any] = []
+    mask = ""
     constants: dict[str, Array] = {}
     if cell.padding != "none":
         constants["axes"] = np.array([1, 2])
@@ -139,7 +142,8 @@ def multi_head_attention(cell: Cell, tensors: dict[str, Array], threads: int) ->
     """com.microsoft.MultiHeadAttention: one head, scale 1."""
     if cell.scores:
         raise CannotError("MultiHeadAttention does not return the weights after softmax")
-    node, nodes = make.make_node, []
+    node: Any = make.make_node
+    nodes: list[Any] = []
     arguments = ["query", "key", "value"]
     if cell.padding != "none":
         nodes.append(node("Cast", ["value_mask"], ["mask"], to=TensorProto.INT32))
@@ -185,11 +189,16 @@ def _two_matmuls() -> bytes:
     return graph(nodes, cell, {})
 
 
-def matmuls(cell: Cell, tensors: dict[str, Array], threads: int) -> Prepared:
+def nothing_to_check(_result: object) -> dict[str, Array]:
+    """A bound computes no attention."""
+    return {}
+
+
+def matmuls(_cell: Cell, tensors: dict[str, Array], threads: int) -> Prepared:
     """(query @ key^T) @ value: the arithmetic that no exact dense attention can do without."""
     feeds = {name: tensors[name] for name in ("query", "value", "key")}
     runner = session(_two_matmuls(), threads)
-    return Prepared(lambda: runner.run(None, feeds), lambda _: {})
+    return Prepared(lambda: runner.run(None, feeds), nothing_to_check)
 
 
 def matmuls_in_blocks(cell: Cell, tensors: dict[str, Array], threads: int) -> Prepared:
@@ -211,4 +220,4 @@ def matmuls_in_blocks(cell: Cell, tensors: dict[str, Array], threads: int) -> Pr
         for block in feeds:
             runner.run(None, block)
 
-    return Prepared(run, lambda _: {})
+    return Prepared(run, nothing_to_check)
