@@ -102,9 +102,11 @@ def ours(schedule: str, *, no_mask_given: bool = False) -> Prepare:
         if no_mask_given:
             feeds |= {name: np.array([[True]]) for name in ("query_mask", "value_mask")}
         run = session.ort_session.run
-        return Prepared(
-            lambda: run(names, feeds), lambda result: dict(zip(names, result, strict=True))
-        )
+
+        def arrays(result: Any) -> dict[str, Array]:
+            return dict(zip(names, result, strict=True))
+
+        return Prepared(lambda: run(names, feeds), arrays)
 
     return prepare
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -64,9 +64,8 @@ class Cell:
         if not self.causal:
             seen = np.repeat(mask.sum(1)[:, None], self.Tq, 1)
         else:
-            last = np.minimum(np.arange(self.Tq), self.Tv - 1)
-            seen = np.cumsum(mask, 1)[:, last]
-        return float(np.where(seen == 0, self.Tv, seen).mean() / self.Tv)
+            seen = np.cumsum(mask, 1)[:, np.minimum(np.arange(self.Tq), self.Tv - 1)]
+        return float(np.where(fully_masked(self), self.Tv, seen).mean() / self.Tv)
 
 
 def _cells() -> tuple[Cell, ...]:
@@ -178,33 +177,54 @@ def expected(cell: Cell) -> dict[str, Array]:
     """
     tensors = inputs(cell)
     rows = checked_rows(cell)
-    query, mask = tensors.pop("query"), tensors.pop("value_mask", None)
+    query, value, key = (tensors[name] for name in ("query", "value", "key"))
+    mask = value_mask(cell)
     if len(rows) == cell.Tq:
-        output, weights = attention(query, **tensors, value_mask=mask, causal=cell.causal)
+        output, weights = attention(query, value, key, value_mask=mask, causal=cell.causal)
     elif not cell.causal:
-        output, weights = attention(query[:, rows], **tensors, value_mask=mask)
+        output, weights = attention(query[:, rows], value, key, value_mask=mask)
     else:
         seen = np.ones((cell.batch, cell.Tv), np.bool_) if mask is None else mask
         by_row = [
-            attention(query[:, [row]], **tensors, value_mask=seen & (np.arange(cell.Tv) <= row))
+            attention(query[:, [row]], value, key, value_mask=seen & (np.arange(cell.Tv) <= row))
             for row in rows
         ]
         output, weights = (np.concatenate(parts, 1) for parts in zip(*by_row, strict=True))
     return {"output": output, "attention_scores": weights} if cell.scores else {"output": output}
 
 
-def largest_error(results: dict[str, Array], cell: Cell, wanted: dict[str, Array]) -> float:
-    """Largest error, as a share of the largest number wanted; inf for a NaN or a wrong shape."""
+def fully_masked(cell: Cell) -> Array:
+    """Rows that may see no key: bool[batch, Tq]."""
+    mask = value_mask(cell)
+    if mask is None:
+        return np.zeros((cell.batch, cell.Tq), np.bool_)
+    if not cell.causal:
+        return np.repeat(~mask.any(1)[:, None], cell.Tq, 1)
+    last = np.minimum(np.arange(cell.Tq), cell.Tv - 1)
+    return np.cumsum(mask, 1)[:, last] == 0
+
+
+class Errors(NamedTuple):
+    """Largest errors as shares of the largest number; inf for a NaN or a wrong shape."""
+
+    of_all: float
+    where_keys_are_seen: float
+
+
+def largest_errors(results: dict[str, Array], cell: Cell, wanted: dict[str, Array]) -> Errors:
+    """Errors of `results` at the rows that `wanted`, from `expected`, holds."""
     rows = checked_rows(cell)
-    worst = 0.0
+    seeing = ~fully_masked(cell)[:, rows]
+    worst = Errors(0.0, 0.0)
     for name, reference in wanted.items():
         columns = cell.dim if name == "output" else cell.Tv
         result = results.get(name)
         if result is None or result.shape != (cell.batch, cell.Tq, columns):
-            return float("inf")
-        error = np.abs(result[:, rows].astype(np.float64) - reference).max()
-        error /= np.abs(reference).max()
-        if not np.isfinite(error):
-            return float("inf")
-        worst = max(worst, float(error))
+            return Errors(np.inf, np.inf)
+        error = np.abs(result[:, rows].astype(np.float64) - reference) / np.abs(reference).max()
+        error = np.where(np.isnan(error), np.inf, error)
+        worst = Errors(
+            max(worst.of_all, float(error.max())),
+            max(worst.where_keys_are_seen, float(error[seeing].max(initial=0.0))),
+        )
     return worst

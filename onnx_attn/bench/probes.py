@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 import threading
@@ -38,6 +37,8 @@ def _status_bytes(field: str) -> int:
 def _peak_bytes() -> int:
     if STATUS.exists():
         return _status_bytes("VmHWM")
+    import resource  # not on Windows
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

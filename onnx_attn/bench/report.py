@@ -34,9 +34,9 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def duration(microseconds: float) -> str:
     """Three digits with a unit."""
-    if microseconds < 1000:
+    if microseconds < 999.5:
         return f"{microseconds:.3g} us"
-    if microseconds < 1e6:
+    if microseconds < 999.5e3:
         return f"{microseconds / 1e3:.3g} ms"
     return f"{microseconds / 1e6:.3g} s"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import DeviceError, InputError
 from . import machine
 from .candidates import Candidate, candidates, find, headline
 from .cells import CELLS, QUICK_CELLS, Cell
@@ -97,7 +98,12 @@ def choose_candidates(wanted: Sequence[str]) -> list[Candidate]:
 
 
 def run(request: Request, progress: Progress) -> dict[str, Any]:
-    """Measure the parts asked for, in order; `progress` is told each step."""
+    """Measure the parts asked for, in order; `progress` is told each step.
+
+    Raises DeviceError on Windows, whose pipes cannot be waited for with a time limit.
+    """
+    if os.name == "nt":
+        raise DeviceError("onnx-attn bench runs on Linux and macOS; received Windows")
     results: dict[str, Any] = {
         "format": FORMAT,
         "made": datetime.now(UTC).isoformat(timespec="seconds"),

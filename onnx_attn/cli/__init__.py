@@ -11,7 +11,7 @@ __all__ = ["load_commands", "main"]
 
 def load_commands() -> typer.Typer:
     """The app with every command in it."""
-    from . import bench, demo, export, inspect, run  # noqa: F401  each adds its command
+    from . import bench, demo, export, inspect, models, run, verify  # noqa: F401  add themselves
     from .app import app
 
     return app

@@ -73,7 +73,10 @@ def torch_sdpa(cell: Cell, tensors: dict[str, Array], threads: int) -> Prepared:
             seen = mask if triangle is None else mask & triangle
             return attend(query, key, value, attn_mask=seen, scale=1.0)
 
-    return Prepared(run, lambda result: {"output": result[:, 0].numpy()})
+    def arrays(result: Any) -> dict[str, Array]:
+        return {"output": result[:, 0].numpy()}
+
+    return Prepared(run, arrays)
 
 
 def keras_tensorflow(cell: Cell, tensors: dict[str, Array], threads: int) -> Prepared:

@@ -33,9 +33,11 @@ def run_graph(model: bytes, cell: Cell, tensors: dict[str, Array], threads: int)
     runner = session(model, threads)
     feeds = {entry.name: tensors[entry.name] for entry in runner.get_inputs()}
     found = [entry.name for entry in runner.get_outputs()][: 2 if cell.scores else 1]
-    return Prepared(
-        lambda: runner.run(found, feeds), lambda result: dict(zip(OUTPUTS, result, strict=False))
-    )
+
+    def arrays(result: Any) -> dict[str, Array]:
+        return dict(zip(OUTPUTS, result, strict=False))
+
+    return Prepared(lambda: runner.run(found, feeds), arrays)
 
 
 def graph(
@@ -171,7 +173,7 @@ def keras_model(cell: Cell) -> bytes:
         "scores": cell.scores,
     }
     name = "_".join(word for word, on in switched.items() if on) or "plain"
-    return (files(__package__) / "keras_export" / f"{name}.onnx").read_bytes()
+    return (files("onnx_attn.bench.peers") / "keras_export" / f"{name}.onnx").read_bytes()
 
 
 def keras_export(cell: Cell, tensors: dict[str, Array], threads: int) -> Prepared:
