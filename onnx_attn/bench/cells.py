@@ -199,7 +199,7 @@ def fully_masked(cell: Cell) -> Array:
     if mask is None:
         return np.zeros((cell.batch, cell.Tq), np.bool_)
     if not cell.causal:
-        return np.repeat(~mask.any(1)[:, None], cell.Tq, 1)
+        return np.repeat(mask.sum(1)[:, None] == 0, cell.Tq, 1)
     last = np.minimum(np.arange(cell.Tq), cell.Tv - 1)
     return np.cumsum(mask, 1)[:, last] == 0
 

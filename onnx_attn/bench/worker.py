@@ -48,7 +48,7 @@ class Bench:
         if chosen.kind != "bound":
             with np.load(wanted) as reference:
                 arrays: dict[str, Array] = {name: reference[name] for name in reference.files}
-            error = largest_errors(prepared.arrays(result), made, arrays)
+            errors = largest_errors(prepared.arrays(result), made, arrays)
         self._prepared = prepared
         return errors._asdict()
 
