@@ -20,6 +20,14 @@ def checksum_lines(folder: Path, paths: Iterable[Path]) -> str:
     )
 
 
+def check_complete(folder: Path) -> None:
+    """Raise ModelError for a file that SHA256SUMS of `folder` lists and that is not there."""
+    sums = folder / CHECKSUMS
+    for path in _listed(sums) if sums.is_file() else ():
+        if not path.is_file():
+            raise ModelError(f"{path} is missing: {sums} lists it")
+
+
 def check_checksums(folder: Path) -> None:
     """Compare the files of one model with SHA256SUMS beside it or above it, where there is one.
 
@@ -48,6 +56,6 @@ def _listed(sums: Path) -> dict[Path, str]:
     for number, line in enumerate(sums.read_text(errors="replace").splitlines(), 1):
         match = re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line)
         if match is None:
-            raise ModelError(f"{sums} is damaged: line {number} is not 'hash  path'")
+            raise ModelError(f"{sums} is damaged: line {number} is not 'hash path'")
         listed[sums.parent / match[2]] = match[1]
     return listed

@@ -75,7 +75,8 @@ def judge(model: Model, answer: Answer) -> Cell:
     if answer.error is not None:
         return Cell("failed", why=answer.error)
     largest, misses = 0.0, list[str]()
-    for vectors, (outputs,) in zip(model.sets, answer.outputs, strict=False):
+    plain, drawn = answer.outputs[: len(model.sets)], answer.outputs[len(model.sets) :]
+    for vectors, (outputs,) in zip(model.sets, plain, strict=True):
         for name, expected in vectors.outputs.items():
             where = f"{name} of {vectors.path.name}"
             if name not in outputs:
@@ -88,7 +89,7 @@ def judge(model: Model, answer: Answer) -> Cell:
             if not within:
                 misses.append(f"{where} is off by {error:.2g}")
     if model.draws and not misses:
-        wrong = judge_draws(model, answer.outputs[-1])
+        wrong = judge_draws(model, drawn[0])
         if wrong:
             misses.append(f"with training=True {wrong}")
     return Cell("miss" if misses else "pass", largest, "; ".join(misses))
@@ -110,7 +111,8 @@ def compare(got: Array, expected: Array, tolerance: Tolerance) -> tuple[float, b
     with np.errstate(invalid="ignore"):
         errors = np.where(same, 0.0, np.abs(got - expected))
     errors = np.where(np.isnan(errors), math.inf, errors)
-    within = errors <= tolerance.atol + tolerance.rtol * np.abs(expected)
+    bounds = tolerance.atol + tolerance.rtol * np.abs(expected)
+    within = same | ((errors <= bounds) & np.isfinite(bounds))
     return float(errors.max()), bool(within.all())
 
 
@@ -125,6 +127,8 @@ def judge_draws(model: Model, runs: Sequence[Outputs]) -> str | None:
     weights = vectors.outputs["attention_scores"].astype(np.float64)
     grown = weights / (1 - rate)
     drawn = weights > model.tolerance.atol  # smaller ones may be 0 without having been dropped
+    if not drawn.any() or len(runs) < 2:
+        return "too little was drawn to judge"
     kept = [run["attention_scores"] != 0 for run in runs]
     for run, stays in zip(runs, kept, strict=True):
         wanted = np.where(stays, grown, 0.0)

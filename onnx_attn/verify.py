@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import onnx
 
-from .checksums import check_checksums
+from .checksums import check_checksums, check_complete
 from .configuration import contract
 from .errors import ModelError
 from .export import read_model
@@ -46,6 +47,7 @@ def find_models(paths: Iterable[Path]) -> list[Path]:
         elif (path / MODEL).is_file():
             models = [path / MODEL]
         elif path.is_dir():
+            check_complete(path)
             models = [folder / MODEL for folder in sorted(path.iterdir()) if _holds_model(folder)]
         else:
             raise ModelError(f"{path} is not there")
@@ -87,10 +89,10 @@ def load_model(path: Path) -> Model:
                     f"found {', '.join(arrays)}"
                 )
     proto = onnx.load_model(path, load_external_data=False)
-    opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
-    facts = ModelFacts(config, options, specs, frozenset(_operators(proto.graph)))
+    opsets = (entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
+    facts = ModelFacts(config, specs, frozenset(_operators(proto.graph)))
     tolerance = read_tolerance(path.parent)
-    return Model(path, facts, tolerance, sets, opset, proto.ir_version)
+    return Model(path, facts, tolerance, sets, next(opsets, 0), proto.ir_version)
 
 
 def _operators(graph: onnx.GraphProto) -> Iterator[str]:
@@ -140,7 +142,13 @@ def to_json(result: Verification) -> dict[str, Any]:
     """The verification as plain data."""
 
     def cell_json(cell: Cell) -> dict[str, Any]:
-        return {"status": cell.status, "error": cell.error, "why": cell.why}
+        # JSON has no infinity: the words say it.
+        finite = cell.error is not None and math.isfinite(cell.error)
+        return {
+            "status": cell.status,
+            "error": cell.error if finite else None,
+            "why": cell.why,
+        }
 
     return {
         "passed": result.passed,

@@ -276,7 +276,7 @@ def test_the_cells_are_the_ones_a_user_knows() -> None:
 def test_processes_are_counted_by_size() -> None:
     plan = Plan([TINY, PLAIN], suite.choose_candidates(["bare"]), 1, 3, 1, 2, 0.001)
     (tiny, big) = run_cells(plan, lambda _: None)
-    assert len(tiny["results"]["bare"]["turns"]) == 3 * 2
+    assert len(tiny["results"]["bare"]["turns"]) == 3 * 1
     assert len(big["results"]["bare"]["turns"]) == 1 * 2
 
 

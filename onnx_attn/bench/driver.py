@@ -48,7 +48,8 @@ class Plan:
         processes: generations of processes for tiny cells.
         big_processes: generations for the others. Inputs lie 64-byte aligned in the first, third,
             ... generation and 16 bytes off in the second, fourth, ..., for all candidates alike.
-        rounds: turns every candidate takes in each generation, in a new order each time.
+        rounds: turns every candidate takes in each generation, in a new order each time; one
+            less for tiny cells, which have more processes, and one alone for huge ones.
         seconds: what a turn lasts, longer where three runs take longer.
     """
 
@@ -64,10 +65,14 @@ class Plan:
         """Processes of each candidate that run `cell`."""
         return self.processes if cell.tiny else min(self.processes, self.big_processes)
 
+    def rounds_of(self, cell: Cell) -> int:
+        """Turns of each candidate in each generation that runs `cell`."""
+        return 1 if cell.huge else max(1, self.rounds - 1) if cell.tiny else self.rounds
+
     @property
     def steps(self) -> int:
         """Turns in all, for a progress bar."""
-        turns = sum(self.generations(cell) for cell in self.cells) * self.rounds
+        turns = sum(self.generations(cell) * self.rounds_of(cell) for cell in self.cells)
         return turns * len(self.candidates)
 
 
@@ -212,7 +217,7 @@ class _Generation:
                 wanted = self._wanted(number, cell)
                 if not cell.huge:
                     self._prepare(self._plan.candidates, cell, wanted, results)
-                for _ in range(self._plan.rounds):
+                for _ in range(self._plan.rounds_of(cell)):
                     self._round(cell, wanted, results)
                 for candidate in self._plan.candidates:
                     self._drop(candidate.name)

@@ -11,7 +11,8 @@ __all__ = ["load_commands", "main"]
 
 def load_commands() -> typer.Typer:
     """The app with every command in it."""
-    from . import bench, demo, export, inspect, models, run, verify  # noqa: F401  add themselves
+    # Each adds its command to the app.
+    from . import bench, demo, doctor, export, inspect, models, run, verify  # noqa: F401
     from .app import app
 
     return app

@@ -47,8 +47,9 @@ def verify(
     install: Annotated[
         bool,
         typer.Option(
-            help="Make what a runtime needs and is not there yet (a virtual environment, npm "
-            "packages) in this user's cache."
+            help="Install what a runtime needs and is not there yet (a virtual environment, npm "
+            "packages) in the folder ONNX_ATTN_CACHE, by default in this user's cache. The "
+            "browser is Chromium from the PATH, or ONNX_ATTN_CHROMIUM."
         ),
     ] = True,
     write_table: Annotated[

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ..configuration import Contract, ExportOptions, LayerConfig
+from ..configuration import Contract, LayerConfig
 from ..errors import OnnxAttnError
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -60,7 +60,6 @@ class ModelFacts(NamedTuple):
     """What decides whether a runtime can run a file."""
 
     config: LayerConfig
-    options: ExportOptions
     contract: Contract
     operators: frozenset[str]
 

@@ -1,6 +1,7 @@
 """Runtimes in a process of their own: a job goes in as JSON, answers come back line by line.
 
-A process that dies takes only the model it was at with it: the rest go to a new one.
+A process first says that it is ready, so that a runtime which cannot start is told from one that
+dies of a model. The latter takes only that model with it: the rest go to a new process.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ def run_children(command: Sequence[str], tasks: Sequence[Task]) -> Iterator[Answ
 
 
 def _run_child(command: Sequence[str], tasks: Sequence[Task]) -> list[Answer]:
-    """Answers of one process, at least one: that of the task it died at, if it died."""
+    """Answers of one process, at least one: that of the task it died at, if it died.
+
+    All of them, the same, if it could not start.
+    """
     with tempfile.TemporaryDirectory() as folder:
         job, results, noise = (Path(folder) / name for name in ("job", "results", "noise"))
         job.write_text(
@@ -39,10 +43,13 @@ def _run_child(command: Sequence[str], tasks: Sequence[Task]) -> list[Answer]:
         results.touch()
         with noise.open("wb") as output:
             death = _wait([*command, str(job), str(results)], output, len(tasks))
-        answers = [_answer(json.loads(line)) for line in results.read_text().splitlines()]
-        if len(answers) < len(tasks):
-            last = one_line(noise.read_bytes().decode(errors="replace")[-500:])
-            answers.append(Answer([], f"{death}: {last}" if last else death))
+        # What follows the last line break is a line that the process did not live to end.
+        lines = results.read_text().split("\n")[:-1]
+        last = one_line(noise.read_bytes().decode(errors="replace")[-500:])
+    answers = [_answer(json.loads(line)) for line in lines[1:]]
+    if len(answers) < len(tasks):
+        died = Answer([], f"{death}: {last}" if last else death)
+        answers += [died] * (1 if lines else len(tasks))
     return answers
 
 

@@ -74,6 +74,7 @@ def main() -> None:
     name, job, results = sys.argv[1:]
     library = importlib.import_module(name)
     with Path(results).open("a") as file:
+        print("ready", file=file, flush=True)
         for task in json.loads(Path(job).read_text()):
             print(json.dumps(answer(library, LOADERS[name], task)), file=file, flush=True)
 

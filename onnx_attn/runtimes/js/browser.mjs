@@ -60,6 +60,7 @@ const browser = await chromium.launch({
 });
 const page = await browser.newPage();
 await page.goto(`http://127.0.0.1:${server.address().port}${PAGE}`);
+appendFileSync(results, "ready\n");
 for (const task of pageTasks) {
   const line = await page.evaluate(async (given) => {
     const ort = await import("/ort/ort.wasm.min.mjs");

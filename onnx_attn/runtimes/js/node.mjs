@@ -10,6 +10,7 @@ const provider = packageName === "onnxruntime-web" ? "wasm" : "cpu";
 const options = { executionProviders: [provider], logSeverityLevel: 3 };
 if (provider === "wasm") ort.env.wasm.numThreads = 1;
 
+appendFileSync(results, "ready\n");
 const readTensor = tensorReader(protobuf, ort);
 for (const task of JSON.parse(readFileSync(job, "utf8"))) {
   const line = await answer(ort, readTensor, (path) => readFile(path), options, task);
