@@ -6,7 +6,7 @@ import os
 import platform
 from pathlib import Path
 
-from ..device import available_threads
+from ..threads import available_threads
 from ..version import __version__
 from .candidates import installed
 

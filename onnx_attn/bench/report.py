@@ -337,7 +337,7 @@ def _method(results: Results) -> str:
         f"(16x16 and decode), {kept['rounds']} rounds in each of "
         f"{min(kept['big_processes'], kept['processes'])} for the others, one round where a score "
         f"matrix is over 512 MB.{paused} All get the same float32 inputs, "
-        " 64-byte aligned in every other generation and 16 bytes off in the rest. "
+        "64-byte aligned in every other generation and 16 bytes off in the rest. "
         "Before it is timed, a result is compared with the reference in float64: a difference "
         f"above {kept['tolerance']:g} of the largest number is no result of the cell. Masks come "
         "with the batch, as bool `[batch, Tv]`: what a candidate makes of them is timed; constant "

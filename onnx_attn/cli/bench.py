@@ -80,7 +80,7 @@ def bench(
     from ..bench import suite
     from ..bench.report import report as tables
     from ..bench.report import short as short_table
-    from ..device import available_threads
+    from ..threads import available_threads
 
     if report is not None:
         data = suite.read(report)
