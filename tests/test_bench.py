@@ -185,6 +185,22 @@ def test_results_of_another_format_are_refused(tmp_path: Path) -> None:
         suite.read(path)
 
 
+def test_a_run_keeps_what_it_has_after_each_part() -> None:
+    request = suite.Request(
+        parts=["cells", "session"],
+        cells=[PLAIN],
+        candidates=suite.choose_candidates(["bare"]),
+        processes=1,
+        rounds=1,
+        seconds=0.001,
+    )
+    kept: list[set[str]] = []
+    suite.run(request, lambda _: None, lambda results: kept.append(set(results)))
+    assert "cells" in kept[0]
+    assert {"cells", "session"} <= kept[1]
+    assert "session" not in kept[0]
+
+
 def test_memory_session_and_load_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suite, "QUICK_MEMORY_LENGTHS", (64, 1024))
     monkeypatch.setattr(suite, "CLIENTS", (2,))

@@ -97,8 +97,14 @@ def choose_candidates(wanted: Sequence[str]) -> list[Candidate]:
     return [find(name) for name in wanted] if wanted else list(candidates().values())
 
 
-def run(request: Request, progress: Progress) -> dict[str, Any]:
+def run(
+    request: Request,
+    progress: Progress,
+    keep: Callable[[dict[str, Any]], None] = lambda _: None,
+) -> dict[str, Any]:
     """Measure the parts asked for, in order; `progress` is told each step.
+
+    `keep` is given the results so far after each part: a long run that is cut off leaves those.
 
     Raises DeviceError on Windows, whose pipes cannot be waited for with a time limit.
     """
@@ -140,6 +146,7 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
         start = time.monotonic()
         results[part] = parts[part](request, progress)
         results["took_seconds"][part] = round(time.monotonic() - start, 1)
+        keep(results)
     return results
 
 

@@ -107,10 +107,10 @@ def bench(
     )
     if output is not None and not output.parent.is_dir():
         raise InputError(f"--output: there is no folder {output.parent}")
-    data = _measure(request)
+    data = _measure(request, output)
     _show(data)
     if output is not None:
-        _write(output, data, tables(data))
+        console.print(f"wrote {output} and {output.with_suffix('.md')}", highlight=False)
     wrong = suite.wrong_results(data)
     for line in wrong:
         console.print(f"[bold red]wrong:[/bold red] {line}", highlight=False, markup=True)
@@ -118,7 +118,7 @@ def bench(
         raise typer.Exit(1)
 
 
-def _measure(request: Any) -> dict[str, Any]:
+def _measure(request: Any, output: Path | None) -> dict[str, Any]:
     from ..bench import suite
 
     columns = (
@@ -132,17 +132,22 @@ def _measure(request: Any) -> dict[str, Any]:
     # A redraw is work on a core that is being measured.
     with Progress(*columns, console=console, refresh_per_second=1) as bar:
         task = bar.add_task("starting", total=request.steps)
-        return suite.run(request, lambda what: bar.update(task, advance=1, description=what))
+        return suite.run(
+            request,
+            lambda what: bar.update(task, advance=1, description=what),
+            lambda data: None if output is None else _write(output, data),
+        )
 
 
-def _write(path: Path, data: dict[str, Any], tables: str) -> None:
+def _write(path: Path, data: dict[str, Any]) -> None:
+    from ..bench.report import report as tables
+
     page = path.with_suffix(".md")
     try:
         path.write_text(json.dumps(data, indent=1) + "\n")
-        page.write_text(tables)
+        page.write_text(tables(data))
     except OSError as error:
         raise ModelError(f"{error.filename} cannot be written: {error.strerror}") from error
-    console.print(f"wrote {path} and {page}", highlight=False)
 
 
 def _show(data: dict[str, Any]) -> None:
