@@ -12,7 +12,7 @@ __all__ = ["load_commands", "main"]
 def load_commands() -> typer.Typer:
     """The app with every command in it."""
     # Each adds its command to the app.
-    from . import demo, doctor, export, inspect, models, run, verify  # noqa: F401
+    from . import bench, demo, doctor, export, inspect, models, run, verify  # noqa: F401
     from .app import app
 
     return app
