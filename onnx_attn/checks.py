@@ -128,13 +128,20 @@ def _dtype_fix(spec: TensorSpec, array: Array, value: object) -> str:
     return fix
 
 
-def check_shapes(specs: Mapping[str, TensorSpec], shapes: Mapping[str, tuple[int, ...]]) -> None:
+def check_shapes(
+    specs: Mapping[str, TensorSpec],
+    shapes: Mapping[str, tuple[int, ...]],
+    fixed_dim: int | None = None,
+) -> None:
     """Raise InputError unless the shapes fit each other and the specs.
 
     `shapes` holds those of `specs` that were given. Shared dim names must have one size; `dim` is
-    at least 1; a mask may be [1 or batch, 1 or length].
+    at least 1; a mask may be [1 or batch, 1 or length]. `fixed_dim` is the length of a scale
+    vector that the file holds.
     """
     sizes: dict[str, tuple[int, str]] = {}
+    if fixed_dim is not None and "scale" not in shapes:
+        sizes["dim"] = (fixed_dim, "the file's scale")
     for name, shape in shapes.items():
         spec = specs[name]
         if len(shape) != len(spec.dims):

@@ -7,7 +7,7 @@ at other files of the disk, never reaches the runtime.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .errors import ModelError
@@ -23,7 +23,7 @@ NODE_ATTRIBUTE = 5
 ATTRIBUTE_TENSOR, ATTRIBUTE_GRAPH, ATTRIBUTE_TENSORS, ATTRIBUTE_GRAPHS = 5, 6, 10, 11
 ATTRIBUTE_SPARSE_TENSOR, ATTRIBUTE_SPARSE_TENSORS = 22, 23
 SPARSE_VALUES, SPARSE_INDICES = 1, 2
-TENSOR_EXTERNAL_DATA, TENSOR_DATA_LOCATION = 13, 14
+TENSOR_DIMS, TENSOR_NAME, TENSOR_EXTERNAL_DATA, TENSOR_DATA_LOCATION = 1, 8, 13, 14
 KEY, VALUE = 1, 2
 
 # Which fields of a message lead to tensors, and to what kind of message.
@@ -85,6 +85,41 @@ def external_files(data: bytes, where: str) -> list[str]:
         return list(_locations(memoryview(data), "model", 0))
     except (_BrokenError, UnicodeDecodeError) as error:
         raise ModelError(f"{where} is not an ONNX file, or is cut short or damaged") from error
+
+
+def weight_shape(data: bytes, name: str, where: str) -> tuple[int, ...] | None:
+    """Shape of the initializer `name` of a serialized ModelProto, None if it has none.
+
+    Raises ModelError, naming `where`, if the bytes are no ONNX file or are cut short.
+    """
+    try:
+        return _initializer_shape(memoryview(data), name.encode())
+    except _BrokenError as error:
+        raise ModelError(f"{where} is not an ONNX file, or is cut short or damaged") from error
+
+
+def _initializer_shape(model: memoryview, name: bytes) -> tuple[int, ...] | None:
+    for number, graph in _fields(model):
+        if number != MODEL_GRAPH or not isinstance(graph, memoryview):
+            continue
+        for kind, tensor in _fields(graph):
+            if kind == GRAPH_INITIALIZER and isinstance(tensor, memoryview):
+                dims = list(_fields(tensor))
+                if (TENSOR_NAME, name) in dims:
+                    return tuple(_integers(value for kind, value in dims if kind == TENSOR_DIMS))
+    return None
+
+
+def _integers(values: Iterable[memoryview | int]) -> Iterator[int]:
+    """Repeated integers, packed into bytes or one by one."""
+    for value in values:
+        if isinstance(value, int):
+            yield value
+            continue
+        position = 0
+        while position < len(value):
+            number, position = _varint(value, position)
+            yield number
 
 
 def check_external_files(locations: list[str], model: Path | None, where: str) -> None:

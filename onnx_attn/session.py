@@ -17,7 +17,7 @@ from .configuration import Metadata, TensorSpec, contract, numpy_dtype, read_met
 from .device import Device, device_of, require_runtime, start
 from .errors import InputError, ModelError, OnnxAttnError
 from .files import as_path, read_file
-from .model_bytes import check_external_files, external_files, metadata_of
+from .model_bytes import check_external_files, external_files, metadata_of, weight_shape
 from .threads import available_threads
 
 # Validated shapes remembered per session: enough for bucketed lengths, bounded for random ones.
@@ -112,6 +112,9 @@ class AttentionSession:
         self._metadata = metadata
         self._dtypes = {name: numpy_dtype(spec.dtype) for name, spec in specs.inputs.items()}
         self._defaults = _defaults(metadata, specs.inputs)
+        scale = weight_shape(data, "scale", where)
+        # AdditiveAttention's scale is a vector: a file that holds it fits one dim.
+        self._fixed_dim = scale[0] if scale else None
         self._seen: set[tuple[tuple[int, ...] | None, ...]] = set()
         self._output_names = list(specs.outputs)
         # bfloat16 reaches ONNX Runtime only as bits under a stated type.
@@ -289,7 +292,9 @@ class AttentionSession:
         if signature not in self._seen:
             given_shapes = zip(self.inputs, signature, strict=True)
             check_shapes(
-                self.inputs, {name: shape for name, shape in given_shapes if shape is not None}
+                self.inputs,
+                {name: shape for name, shape in given_shapes if shape is not None},
+                self._fixed_dim,
             )
             if len(self._seen) >= REMEMBERED_SHAPES:
                 self._seen.clear()

@@ -399,6 +399,14 @@ def test_more_shapes_than_are_remembered_stay_checked() -> None:
 def test_additive_attention_scale_as_an_input() -> None:
     layer = AdditiveAttention()
     layer.set_weights([np.arange(4.0)])
+    wide = np.ones((2, 3, 5), np.float32)
+    for options in ({}, {"scale": "input", "inputs": "optional"}):
+        fixed = open_file(layer, **options)
+        assert fixed(QUERY, VALUE, KEY).shape == (2, 3, 6)
+        with pytest.raises(InputError, match=r"query: .* with dim=4, as in the file's scale"):
+            fixed(wide, wide)
+    fitting = {"query": wide, "value": wide, "scale": np.ones(5, np.float32)}
+    assert fixed.run(fitting)["output"].shape == (2, 3, 5)
     session = open_file(layer, scale="input")
     plain = session(QUERY, VALUE, KEY)
     np.testing.assert_array_equal(

@@ -12,7 +12,7 @@ import pytest
 
 from onnx_attn import Attention, AttentionSession, InputError, ModelError
 from onnx_attn.configuration import FORMAT_KEY
-from onnx_attn.model_bytes import external_files, metadata_of
+from onnx_attn.model_bytes import external_files, metadata_of, weight_shape
 
 QUERY = np.ones((1, 2, 3), np.float32)
 SCALED = Attention(use_scale=True)
@@ -240,3 +240,12 @@ def test_load_refuses_what_the_session_refuses(tmp_path: Path) -> None:
             Attention.load(tmp_path / "a.onnx")
     with pytest.raises(ModelError, match="does not exist"):
         Attention.load(tmp_path / "b.onnx")
+
+
+def test_shape_of_a_weight_in_the_file() -> None:
+    for array in (np.ones(300, np.float32), np.ones((), np.float32)):
+        model = SCALED.to_onnx()
+        (scale,) = (tensor for tensor in model.graph.initializer if tensor.name == "scale")
+        scale.CopyFrom(onnx.numpy_helper.from_array(array, "scale"))
+        assert weight_shape(model.SerializeToString(), "scale", "it") == array.shape
+    assert weight_shape(Attention().to_onnx().SerializeToString(), "scale", "it") is None
