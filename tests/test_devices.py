@@ -383,8 +383,9 @@ def test_arrays_of_other_layouts_on_cuda(on_cuda: AttentionSession) -> None:
 
 
 @pytest.mark.cuda
-def test_memory_limit_holds(model: bytes) -> None:
-    session = AttentionSession(model, device="cuda", memory_limit=64 * 2**20)
+def test_memory_limit_holds() -> None:
+    data = Attention().to_onnx(schedule="dense").SerializeToString()
+    session = AttentionSession(data, device="cuda", memory_limit=64 * 2**20)
     options = session.ort_session.get_provider_options()[CUDA]
     assert options["gpu_mem_limit"] == str(64 * 2**20)
     session(QUERY, VALUE)

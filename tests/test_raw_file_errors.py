@@ -1,4 +1,4 @@
-"""A raw file, run with ONNX Runtime alone, fails on shapes that do not fit: no nonsense comes out.
+"""A raw dense file, run with ONNX Runtime alone, fails on shapes that do not fit: no nonsense comes out.
 
 Where a node guards the rule, its name is in the runtime's message: that is what a user of any
 other language reads.
@@ -109,7 +109,7 @@ NAMED = {
 def raw(layer: Any, **options: Any) -> onnxruntime.InferenceSession:
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 4
-    model = layer.to_onnx(**options).SerializeToString()
+    model = layer.to_onnx(schedule="dense", **options).SerializeToString()
     return onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
 
 

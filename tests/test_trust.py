@@ -221,12 +221,11 @@ def test_paths_that_are_no_file(tmp_path: Path) -> None:
             opened(model)
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads all")
-def test_a_file_without_permission_to_read(tmp_path: Path) -> None:
+@pytest.mark.skipif(os.name == "nt", reason="Windows says that such a path does not exist")
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     path = Attention().export(tmp_path / "a.onnx")
-    path.chmod(0)
-    with pytest.raises(ModelError, match="cannot be read: Permission denied"):
-        opened(path)
+    with pytest.raises(ModelError, match="cannot be read: Not a directory"):
+        opened(path / "b.onnx")
 
 
 def test_load_refuses_what_the_session_refuses(tmp_path: Path) -> None:
