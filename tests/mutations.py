@@ -65,14 +65,15 @@ def use(data: bytes) -> str:
     """Open the file as a session and run it once with whatever inputs it asks for."""
     try:
         with AttentionSession(data, device="cpu", threads=1) as session:
-            sizes = {"batch": 2, "Tq": 3, "Tv": 4, "dim": 5, "value_dim": 6}
+            # `additive` has a trained scale of 8 numbers.
+            sizes = {"batch": 2, "Tq": 3, "Tv": 4, "dim": 8, "value_dim": 6}
             feeds = {}
             for name, spec in session.inputs.items():
                 if spec.dtype == "bool" or not spec.dims:
                     continue
                 shape = [sizes.get(dim, 1) if isinstance(dim, str) else dim for dim in spec.dims]
                 if "key" not in session.inputs:
-                    shape[-1] = 5
+                    shape[-1] = 8
                 dtype = session._dtypes[name]
                 feeds[name] = np.ones(shape, np.float32).astype(dtype)
             session.run(feeds)
