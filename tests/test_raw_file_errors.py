@@ -1,4 +1,4 @@
-"""A raw dense file, run with ONNX Runtime alone, fails on shapes that do not fit: no nonsense comes out.
+"""A raw dense file, run with ONNX Runtime alone, fails on shapes that do not fit.
 
 Where a node guards the rule, its name is in the runtime's message: that is what a user of any
 other language reads.
