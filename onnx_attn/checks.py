@@ -131,8 +131,8 @@ def _dtype_fix(spec: TensorSpec, array: Array, value: object) -> str:
 def check_shapes(specs: Mapping[str, TensorSpec], shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raise InputError unless the shapes fit each other and the specs.
 
-    `shapes` holds those of `specs` that were given. Shared dim names must have one size; a mask
-    may be [1 or batch, 1 or length].
+    `shapes` holds those of `specs` that were given. Shared dim names must have one size; `dim` is
+    at least 1; a mask may be [1 or batch, 1 or length].
     """
     sizes: dict[str, tuple[int, str]] = {}
     for name, shape in shapes.items():
@@ -158,6 +158,12 @@ def check_shapes(specs: Mapping[str, TensorSpec], shapes: Mapping[str, tuple[int
                     f"{_expected(spec)} with {dim}={known}, as in {owner}; received shape "
                     f"{list(shape)}. {_size_fix(dim, name, owner, shapes)}"
                 )
+    if sizes.get("dim", (1, ""))[0] == 0:
+        # ONNX Runtime (1.31) leaves such scores unwritten, but for the first of the batch.
+        raise InputError(
+            f"{_expected(specs['query'])}; received shape {list(shapes['query'])}. "
+            "Scores need at least one feature: dim must not be 0"
+        )
     for name, (owner, _) in MASK_OF.items():
         if name in shapes:
             _check_mask(specs[name], shapes, owner)

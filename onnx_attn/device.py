@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import re
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnxruntime
 
@@ -21,18 +18,17 @@ CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 OpenSession = Callable[[list[Any]], "onnxruntime.InferenceSession"]
 
-logger = logging.getLogger("onnx_attn")
+INFO, WARNING = 20, 30  # logging's; the module itself is imported when there is something to say
 _saying = threading.Lock()
 _said: set[str] = set()
 _holding = threading.Lock()
 
 
-@dataclass(frozen=True)
-class Device:
-    """A device asked for: kind "cpu", "cuda" (with its index) or "auto"; CUDA's options."""
+class Device(NamedTuple):
+    """A device asked for: kind "cpu", "cuda" (with its number) or "auto"; CUDA's options."""
 
     kind: str
-    index: int = 0
+    number: int = 0
     use_tf32: bool = False
     memory_limit: int | None = None
 
@@ -79,7 +75,7 @@ def start(open_session: OpenSession, device: Device) -> onnxruntime.InferenceSes
         return open_session([CPU])
     from . import cuda
 
-    missing = cuda.missing_piece(device.index)
+    missing = cuda.missing_piece(device.number)
     if missing is None:
         try:
             session = _start_cuda(open_session, device)
@@ -89,15 +85,15 @@ def start(open_session: OpenSession, device: Device) -> onnxruntime.InferenceSes
             reason, expected = str(error), True
         else:
             if device.kind == "auto":
-                _say_once(logging.INFO, f"device='auto' runs on {device_of(session, device.index)}")
+                _say_once(INFO, f"device='auto' runs on {device_of(session, device.number)}")
             return session
     else:
         if device.kind == "cuda":
-            raise DeviceError(f"device='cuda:{device.index}': {missing}")
+            raise DeviceError(f"device='cuda:{device.number}': {missing}")
         reason, expected = missing.what, missing.gpu
     if device.memory_limit is not None:
         reason += ". memory_limit bounds nothing there"
-    _say_once(logging.WARNING if expected else logging.INFO, f"device='auto' runs on cpu: {reason}")
+    _say_once(WARNING if expected else INFO, f"device='auto' runs on cpu: {reason}")
     return open_session([CPU])
 
 
@@ -114,8 +110,8 @@ def device_of(session: onnxruntime.InferenceSession, asked: int = 0) -> str:
 def _start_cuda(open_session: OpenSession, device: Device) -> onnxruntime.InferenceSession:
     from . import cuda
 
-    name = f"cuda:{device.index}"
-    options = {"device_id": str(device.index), "use_tf32": str(int(device.use_tf32))}
+    name = f"cuda:{device.number}"
+    options = {"device_id": str(device.number), "use_tf32": str(int(device.use_tf32))}
     if device.memory_limit is not None:
         options["gpu_mem_limit"] = str(device.memory_limit)
         # Growing by powers of two would reach the limit long before the memory is used.
@@ -132,7 +128,7 @@ def _start_cuda(open_session: OpenSession, device: Device) -> onnxruntime.Infere
         raise DeviceError(
             f"device={name!r}: CUDA does not start. ONNX Runtime says: {cause} {output.text}. {fix}"
         ) from error
-    if device_of(session, device.index) != name:
+    if device_of(session, device.number) != name:
         raise DeviceError(
             f"device={name!r}: ONNX Runtime did not start CUDA. It says: "
             f"{output.text or 'nothing'}. {fix}"
@@ -146,7 +142,9 @@ def _say_once(level: int, message: str) -> None:
         if message in _said:
             return
         _said.add(message)
-    logger.log(level, message)
+    import logging
+
+    logging.getLogger("onnx_attn").log(level, message)
 
 
 class RuntimeOutput:
@@ -174,6 +172,8 @@ def runtime_output(output: RuntimeOutput) -> Generator[None]:
     descriptors belong to the whole process, so lines of other threads are held as well: this
     surrounds the start of CUDA and nothing else.
     """
+    import tempfile
+
     with _holding, tempfile.TemporaryFile() as held:
         _flush()
         saved: dict[int, int] = {}

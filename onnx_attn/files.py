@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
 import stat
 import sys
 from collections.abc import Generator
@@ -85,7 +84,7 @@ def _temporary_beside(target: Path) -> Generator[tuple[Path, int]]:
     """A new locked file in the folder of `target`, removed unless it has been renamed."""
     flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0)
     while True:
-        temporary = target.with_name(f"{_prefix(target)}{secrets.token_hex(8)}.part")
+        temporary = target.with_name(f"{_prefix(target)}{os.urandom(8).hex()}.part")
         handle = os.open(temporary, flags, 0o666)
         if _locked(handle) and temporary.exists():
             break

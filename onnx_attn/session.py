@@ -97,7 +97,7 @@ class AttentionSession:
         specs = contract(metadata.config, metadata.options)
         _check_graph(self._session, specs.inputs, specs.outputs, where)
         #: Where the file runs, read back from the runtime: "cpu", "cuda:0", ...
-        self.device: str = device_of(self._session, wanted.index)
+        self.device: str = device_of(self._session, wanted.number)
         #: Inputs and outputs by name, in the file's order.
         self.inputs: dict[str, TensorSpec] = specs.inputs
         self.outputs: dict[str, TensorSpec] = specs.outputs

@@ -82,9 +82,11 @@ def use(data: bytes) -> str:
     return RAN
 
 
-def main(folder: str) -> None:
-    """Answer each file of `folder`, in order, on stdout."""
+def main(folder: str, first: str, last: str) -> None:
+    """Answer each file of `folder` from `first` to `last`, by name, on stdout."""
     for path in sorted(Path(folder).iterdir()):
+        if not first <= path.name <= last:
+            continue
         # Before the answer: the parent then knows which file a crash was.
         say(path.name)
         try:
@@ -101,4 +103,4 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -152,6 +152,11 @@ CASES: dict[str, tuple[AttentionSession, dict[str, Any], list[str]]] = {
         ["Are query and value swapped? The order is query, value, key"],
     ),
     "dim": (SESSION, changed(key=f32(2, 5, 7)), ["query and key must have the same last axis"]),
+    "dim of 0": (
+        SESSION,
+        {"query": f32(2, 3, 0), "value": f32(2, 5, 6), "key": f32(2, 5, 0)},
+        ["query: expected float32[batch, Tq, dim]; received shape [2, 3, 0]", "must not be 0"],
+    ),
     "dim without key": (
         NO_KEY,
         {"query": QUERY, "value": VALUE},
@@ -261,10 +266,10 @@ def test_outputs_that_are_not_there(outputs: Any, message: str) -> None:
 
 
 def test_too_much_memory_is_said_as_such() -> None:
-    # 2**40 scores from two small arrays: dims of 0 cost no memory, scores do.
-    query = np.zeros((1, 2**20, 0), np.float32)
+    # 2**40 scores, 4 TiB, from two small arrays.
+    query = np.zeros((1, 2**20, 1), np.float32)
     with pytest.raises(OnnxAttnError, match="needs more memory than there is on cpu") as raised:
-        SESSION(query, np.zeros((1, 2**20, 1), np.float32), query)
+        SESSION(query, query)
     assert raised.value.__cause__ is not None
 
 

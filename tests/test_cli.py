@@ -14,7 +14,7 @@ from onnx_attn import AdditiveAttention, Attention
 from onnx_attn.cli import load_commands
 from onnx_attn.reference import attention
 
-COMMANDS = ("export", "run", "inspect", "demo")
+COMMANDS = ("export", "run", "inspect", "verify", "bench", "doctor", "demo")
 
 
 def onnx_attn(*arguments: object) -> Any:
@@ -206,3 +206,44 @@ def test_errors_are_one_clear_line(
     for word in words:
         assert word in result.stderr
     assert not Path("a.onnx").exists()
+
+
+SAVED = Path(__file__).parent / "keras_files" / "golden" / "keras3151.keras"
+
+
+def test_export_from_a_saved_keras_model(tmp_path: Path) -> None:
+    path = tmp_path / "a.onnx"
+    result = onnx_attn("export", path, "--from-keras", f"{SAVED}:my_att", "--opset", "18")
+    assert result.exit_code == 0, text_of(result)
+    layer = Attention.load(path)
+    assert layer.get_config()["causal"] is True
+    assert [weight.item() for weight in layer.get_weights()] == [0.25]
+    assert layer.export_defaults["masks"] == "value"
+    assert layer.export_defaults["opset"] == 18
+
+
+def test_inspect_of_a_saved_keras_model() -> None:
+    shown = text_of(onnx_attn("inspect", SAVED))
+    for word in ("my_att", "conc", "addi", "scale=0.25"):
+        assert word in shown
+    rows = json.loads(onnx_attn("inspect", SAVED, "--json").stdout)
+    assert [row["layer"] for row in rows] == ["my_att", "conc", "addi"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--from-keras", str(SAVED)], ["3 attention layers", "my_att, conc, addi"]),
+        (["--from-keras", f"{SAVED}:none"], ["'none'", "my_att, conc, addi"]),
+        (["--from-keras", "missing.keras"], ["missing.keras"]),
+        (["--from-keras", str(SAVED), "--causal"], ["leave out"]),
+        (["--from-keras", str(SAVED), "--scale-value", "2"], ["leave out"]),
+        (["--config", "config.json"], ["--from-keras"]),
+    ],
+)
+def test_export_from_keras_errors(arguments: list[str], words: list[str], tmp_path: Path) -> None:
+    result = onnx_attn("export", tmp_path / "a.onnx", *arguments)
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    for word in words:
+        assert word in result.stderr

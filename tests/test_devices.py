@@ -417,5 +417,5 @@ def test_every_library_the_provider_needs_is_found() -> None:
 
 
 def test_devices_parse_to_the_index() -> None:
-    assert Device.parse("cuda:1", False, None).index == 1
+    assert Device.parse("cuda:1", False, None).number == 1
     assert Device.parse("cuda", False, None) == Device("cuda", 0)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 
 import typer
 
 __all__ = ["load_commands", "main"]
 
+COMMANDS = ("export", "run", "inspect", "verify", "models", "bench", "doctor", "demo")
+
 
 def load_commands() -> typer.Typer:
     """The app with every command in it."""
-    # Each adds its command to the app.
-    from . import demo, doctor, export, inspect, models, run, verify  # noqa: F401
+    for name in COMMANDS:
+        # A command's module adds it to the app.
+        import_module(f".{name}", __name__)
     from .app import app
 
     return app

@@ -146,9 +146,11 @@ def export(
             raise InputError("--from-keras brings the layer's arguments: leave out those given")
         if scale_value is not None or concat_score_weight_value is not None:
             raise InputError("--from-keras brings the weights: leave out those given")
-        from ..keras import layer_from_spec
+        from ..keras import load_layer
 
-        made = layer_from_spec(from_keras, config=config)
+        made = load_layer(from_keras, config)
+    elif config is not None:
+        raise InputError("--config goes with --from-keras")
     else:
         from ..layer import AdditiveAttention, Attention
 

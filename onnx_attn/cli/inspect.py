@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.table import Column, Table
@@ -31,9 +31,9 @@ def inspect(
     from ..inspection import describe_file, is_keras_file
 
     if is_keras_file(file):
-        from ..keras import inspect_layers
+        from ..keras import describe_layers
 
-        rows = inspect_layers(file, config=config)
+        rows = describe_layers(file, config)
         if as_json:
             typer.echo(json.dumps(rows, indent=2))
         else:
@@ -85,8 +85,26 @@ def _shape(dims: list[str | int]) -> str:
 
 
 def _keras_table(file: Path, rows: list[dict[str, Any]]) -> Table:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    table = Table(*columns, title=file.name)
+    table = Table(
+        Column("layer", no_wrap=True), "what it is", "weights", "export options", title=file.name
+    )
     for row in rows:
-        table.add_row(*(str(row.get(column, "")).replace("[", "\\[") for column in columns))
+        arguments = {k: v for k, v in row["config"].items() if k != "name"}
+        cells = (
+            row["layer"],
+            f"{row['class']}({_words(arguments)})",
+            _words(row["weights"]),
+            _words(row["export_defaults"]),
+        )
+        table.add_row(*(cell.replace("[", "\\[") for cell in cells), end_section=True)
     return table
+
+
+def _words(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={_short(value)}" for name, value in values.items())
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return f"<{len(cast('list[float]', value))} numbers>"
+    return f"{value:.6g}" if isinstance(value, float) else repr(value)

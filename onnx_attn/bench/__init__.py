@@ -1,0 +1,5 @@
+"""The benchmark, `onnx-attn bench`: cells x candidates, results checked before they are timed.
+
+`cells` says what is computed, `candidates` and `peers` who computes it, `worker` is the process a
+candidate runs in, `driver` lets the workers take turns, `report` writes the tables.
+"""

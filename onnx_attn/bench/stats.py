@@ -1,0 +1,103 @@
+"""From turns to numbers: medians over processes, differences in pairs, ratios, bounds."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Time(NamedTuple):
+    """Microseconds: median of the processes' medians, and the quartiles of all turns."""
+
+    median: float
+    q1: float
+    q3: float
+
+
+class Best(NamedTuple):
+    """The fastest peer that gives the cell's numbers."""
+
+    name: str
+    time: Time
+
+
+def by_process(result: dict[str, Any]) -> dict[int, float]:
+    """Median of a candidate's turns in each process, microseconds."""
+    turns: defaultdict[int, list[float]] = defaultdict(list)
+    for turn in result["turns"]:
+        turns[turn["process"]].append(turn["median"])
+    return {process: float(np.median(found)) for process, found in turns.items()}
+
+
+def time_of(result: dict[str, Any] | None) -> Time | None:
+    """What a candidate took for a cell; None where it was not timed."""
+    if result is None or not result["turns"]:
+        return None
+    medians = [turn["median"] for turn in result["turns"]]
+    q1, q3 = (float(value) for value in np.percentile(medians, [25, 75]))
+    return Time(float(np.median(list(by_process(result).values()))), q1, q3)
+
+
+def difference(result: dict[str, Any], other: dict[str, Any]) -> Time | None:
+    """result - other in microseconds, paired by process."""
+    ours, theirs = by_process(result), by_process(other)
+    pairs = [ours[process] - theirs[process] for process in ours if process in theirs]
+    if not pairs:
+        return None
+    q1, median, q3 = (float(value) for value in np.percentile(pairs, [25, 50, 75]))
+    return Time(median, q1, q3)
+
+
+class Results:
+    """A run's results, asked by name."""
+
+    def __init__(self, data: dict[str, Any]) -> None:
+        self.data = data
+        self.cells: list[dict[str, Any]] = data.get("cells", [])
+        self.headline: str = data["settings"]["headline"]
+
+    def names(self, kind: str) -> list[str]:
+        """Candidates of a kind: ours, peer or bound."""
+        return [name for name, about in self.data["candidates"].items() if about["kind"] == kind]
+
+    def label(self, name: str) -> str:
+        """What the tables call a candidate."""
+        return self.data["candidates"][name]["label"]
+
+    def time(self, cell: dict[str, Any], name: str) -> Time | None:
+        """What `name` took for `cell`, if it gave the right numbers."""
+        result = cell["results"].get(name)
+        return time_of(result) if result is not None and result["status"] == "ok" else None
+
+    def best_peer(self, cell: dict[str, Any]) -> Best | None:
+        """The fastest right peer of a cell."""
+        timed = ((name, self.time(cell, name)) for name in self.names("peer"))
+        found = [Best(name, time) for name, time in timed if time is not None]
+        return min(found, key=lambda best: best.time.median, default=None)
+
+    def bound(self, cell: dict[str, Any]) -> float | None:
+        """The faster form of the two MatMuls times the share of scores that count, microseconds."""
+        found = [time for name in self.names("bound") if (time := self.time(cell, name))]
+        if not found:
+            return None
+        return min(time.median for time in found) * cell["visible_share"]
+
+    def ratio(self, cell: dict[str, Any], ours: str) -> float | None:
+        """Best peer's median over ours: above 1 we are faster."""
+        best, time = self.best_peer(cell), self.time(cell, ours)
+        return None if best is None or time is None else best.time.median / time.median
+
+    def ratios(self, ours: str) -> Iterator[tuple[dict[str, Any], float]]:
+        """Cells with their ratios, where there is one."""
+        for cell in self.cells:
+            ratio = self.ratio(cell, ours)
+            if ratio is not None:
+                yield cell, ratio
+
+
+def geometric_mean(values: list[float]) -> float:
+    """exp(mean(log(values)))."""
+    return float(np.exp(np.mean(np.log(values))))

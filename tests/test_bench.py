@@ -1,0 +1,324 @@
+"""The benchmark tells the truth: right results only, wrong and missing ones by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from onnx_attn import InputError
+from onnx_attn.bench import cells, suite
+from onnx_attn.bench.candidates import Candidate, candidates, headline, schedules
+from onnx_attn.bench.cells import CELLS, QUICK_CELLS, Cell
+from onnx_attn.bench.driver import TOLERANCE, Plan, RefusedError, run_cells, worker
+from onnx_attn.bench.goals import goals
+from onnx_attn.bench.report import report
+from onnx_attn.bench.stats import Results
+from onnx_attn.bench.worker import timed
+from onnx_attn.cli import load_commands
+from onnx_attn.reference import attention
+
+TINY = Cell("causal ragged", 4, 5, 6, 8, causal=True, padding="ragged", tiny=True)
+FRONT = Cell("causal front", 4, 8, 8, 8, causal=True, padding="front")
+PLAIN = Cell("plain", 2, 5, 6, 8)
+
+WRONG = """
+import numpy as np
+from onnx_attn.bench.candidates import Candidate, Prepared
+
+def prepare(cell, tensors, threads):
+    output = np.zeros((cell.batch, cell.Tq, cell.dim), np.float32)
+    return Prepared(lambda: output, lambda result: {"output": result})
+
+as_ours = Candidate("wrong:as_ours", "wrong on purpose", "ours", prepare)
+
+def dies(cell, tensors, threads):
+    import os, sys
+    print("last words", file=sys.stderr, flush=True)
+    os._exit(3)
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def wrong_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    folder = tmp_path_factory.mktemp("wrong")
+    (folder / "wrong.py").write_text(WRONG)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *filter(None, sys.path)]))
+        patch.syspath_prepend(str(folder))
+        yield
+
+
+def measure(*cells: Cell, names: list[str], **changes: Any) -> dict[str, Any]:
+    request = suite.Request(
+        parts=["cells"],
+        cells=cells,
+        candidates=suite.choose_candidates(names),
+        processes=2,
+        rounds=1,
+        seconds=0.001,
+    )
+    return suite.run(replace(request, **changes), lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, Any]:
+    names = [*schedules(), "true-masks", "bare", "keras-onnx", "mha", "matmuls", "wrong:prepare"]
+    return measure(TINY, FRONT, PLAIN, names=names)
+
+
+def test_every_file_of_ours_is_checked_and_timed(measured: dict[str, Any]) -> None:
+    for cell in measured["cells"]:
+        for schedule in schedules():
+            result = cell["results"][schedule]
+            assert result["status"] == "ok", result
+            assert 0 < result["error"] <= TOLERANCE
+            assert {turn["alignment"] for turn in result["turns"]} == {64, 16}
+            assert all(turn["median"] > 0 and turn["runs"] >= 3 for turn in result["turns"])
+    assert suite.wrong_results(measured) == []
+
+
+def test_a_wrong_candidate_is_no_best_peer(measured: dict[str, Any]) -> None:
+    results = Results(measured)
+    for cell in results.cells:
+        wrong = cell["results"]["wrong:prepare"]
+        assert wrong["status"] == "differs"
+        assert wrong["turns"], "it is timed, and shown in brackets"
+        best = results.best_peer(cell)
+        assert best is not None
+        assert best.name in ("bare", "keras-onnx", "mha")
+
+
+def test_rows_that_see_no_key_are_told_apart(measured: dict[str, Any]) -> None:
+    front = measured["cells"][1]["results"]
+    assert front["mha"]["status"] == "differs"
+    assert "see no key" in front["mha"]["reason"]
+    assert front["keras-onnx"]["status"] == "ok"
+    assert "Keras's numbers" in front["wrong:prepare"]["reason"]
+
+
+def test_a_wrong_file_of_ours_is_told() -> None:
+    data = measure(PLAIN, names=["bare", "wrong:as_ours"], processes=1)
+    (line,) = suite.wrong_results(data)
+    assert PLAIN.name in line
+    assert "wrong on purpose" in line
+
+
+def test_a_candidate_that_dies_is_told_and_the_others_go_on() -> None:
+    data = measure(TINY, PLAIN, names=["wrong:dies", "bare"], processes=1)
+    for cell in data["cells"]:
+        died = cell["results"]["wrong:dies"]
+        assert died["status"] == "failed"
+        assert "last words" in died["reason"]
+        assert "code 3" in died["reason"]
+        assert cell["results"]["bare"]["turns"]
+
+
+def test_a_missing_peer_is_named() -> None:
+    nobody = Candidate("nobody", "nobody's op", "peer", lambda *_: None, (("not-there-9",),))  # type: ignore[arg-type]
+    request = suite.Request(
+        parts=["cells"],
+        cells=[PLAIN],
+        candidates=[nobody, *suite.choose_candidates(["dense", "bare"])],
+        processes=1,
+        rounds=1,
+        seconds=0.001,
+    )
+    data = suite.run(request, lambda _: None)
+    page = report(data)
+    assert "nobody's op: missing: not-there-9 is not installed" in page
+    row = next(line for line in page.split("## Everyone")[1].splitlines() if PLAIN.name in line)
+    assert row.split(" | ")[1] == "missing"
+
+
+def test_the_command_writes_json_and_markdown(tmp_path: Path) -> None:
+    out = tmp_path / "results.json"
+    arguments = ["bench", "--quick", "--cell", "plain 1x16", "--candidate", "dense"]
+    arguments += ["--candidate", "bare", "--processes", "1", "--seconds", "0.001"]
+    done = CliRunner().invoke(load_commands(), [*arguments, "--output", str(out)])
+    assert done.exit_code == 0, done.output
+    data = json.loads(out.read_text())
+    assert data["machine"]["cpu"]
+    assert "numpy" in data["versions"]
+    page = out.with_suffix(".md").read_text()
+    assert "plain 1x16x16x64" in page
+    again = CliRunner().invoke(load_commands(), ["bench", "--report", str(out)])
+    assert again.output == page
+
+
+def test_the_command_fails_on_a_wrong_file_of_ours() -> None:
+    arguments = ["bench", "--quick", "--cell", "plain 1x16", "--candidate", "wrong:as_ours"]
+    arguments += ["--processes", "1", "--seconds", "0.001"]
+    done = CliRunner().invoke(load_commands(), arguments)
+    assert done.exit_code == 1
+    assert "wrong on purpose" in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--cell", "no such cell"], "plain 1x16x16x64"),
+        (["--candidate", "nobody"], "keras-onnx"),
+        (["--candidate", "no_such_module:f"], "no_such_module"),
+        (["--report", "no_such_file.json"], "no_such_file.json"),
+        (["--quick", "--output", "no_such_folder/results.json"], "no_such_folder"),
+    ],
+)
+def test_bad_arguments_end_in_one_clear_line(arguments: list[str], named: str) -> None:
+    done = CliRunner().invoke(load_commands(), ["bench", *arguments])
+    assert done.exit_code == 2
+    assert named in " ".join(done.output.split())
+
+
+def test_results_of_another_format_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "old.json"
+    path.write_text('{"format": 0}')
+    with pytest.raises(InputError, match=r"old\.json"):
+        suite.read(path)
+
+
+def test_a_run_keeps_what_it_has_after_each_part() -> None:
+    request = suite.Request(
+        parts=["cells", "session"],
+        cells=[PLAIN],
+        candidates=suite.choose_candidates(["bare"]),
+        processes=1,
+        rounds=1,
+        seconds=0.001,
+    )
+    kept: list[set[str]] = []
+    suite.run(request, lambda _: None, lambda results: kept.append(set(results)))
+    assert "cells" in kept[0]
+    assert {"cells", "session"} <= kept[1]
+    assert "session" not in kept[0]
+
+
+def test_memory_session_and_load_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite, "QUICK_MEMORY_LENGTHS", (64, 1024))
+    monkeypatch.setattr(suite, "CLIENTS", (2,))
+    monkeypatch.setattr(suite, "LOAD_CELLS", (QUICK_CELLS[0],))
+    data = measure(
+        names=["dense"],
+        parts=["memory", "session", "load"],
+        quick=True,
+        load_seconds=0.05,
+        processes=1,
+    )
+    for entry in data["memory"]:
+        scores = 4 * entry["Tq"] * entry["Tv"]
+        grown = entry["results"]["dense"]["bytes"]
+        assert grown < 20 * scores + 4e6
+        if entry["Tq"] == 1024:
+            assert grown > scores / 2
+    (load,) = data["load"]
+    assert load["errors"] == 0
+    assert load["clients"] == 2
+    assert load["requests"] > 0
+    assert load["p50"] <= load["p99"]
+    page = report(data)
+    for title in ("## Memory", "## The session's own cost", "## Load", "## Goals"):
+        assert title in page
+    assert {"none", "both"} == set(data["session"]["run"])
+
+
+def test_a_paused_worker_goes_on() -> None:
+    with worker(1) as one:
+        one.pause()
+        one.resume()
+        assert one.ask({"do": "drop"}) is None
+        with pytest.raises(RefusedError, match="prepare"):
+            one.ask({"do": "time", "seconds": 0.001})
+
+
+def test_timed_counts_what_it_ran() -> None:
+    calls: list[int] = []
+    taken = timed(lambda: calls.append(1), 0.001)
+    assert taken["runs"] < len(calls)
+    assert taken["q1"] <= taken["median"] <= taken["q3"]
+
+
+@pytest.mark.parametrize("cell", [TINY, FRONT, PLAIN], ids=lambda cell: cell.name)
+@pytest.mark.parametrize("alignment", [64, 16])
+def test_inputs_are_the_same_numbers_at_the_alignment(cell: Cell, alignment: int) -> None:
+    plain = cells.inputs(cell)
+    for name, tensor in cells.inputs(cell, alignment).items():
+        assert tensor.ctypes.data % 64 == alignment % 64
+        np.testing.assert_array_equal(tensor, plain[name])
+    assert ("value_mask" in plain) == (cell.padding != "none")
+
+
+@pytest.mark.parametrize("cell", [TINY, FRONT, PLAIN], ids=lambda cell: cell.name)
+def test_sampled_rows_are_rows_of_the_reference(
+    cell: Cell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = cells.expected(cell)["output"]
+    tensors = cells.inputs(cell)
+    mask = tensors.pop("value_mask", None)
+    np.testing.assert_array_equal(
+        whole, attention(**tensors, value_mask=mask, causal=cell.causal)[0]
+    )
+    rows = np.array([0, 2, cell.Tq - 1])
+    monkeypatch.setattr(cells, "checked_rows", lambda _: rows)
+    np.testing.assert_allclose(cells.expected(cell)["output"], whole[:, rows], rtol=1e-12)
+
+
+def test_what_counts_of_the_scores() -> None:
+    assert PLAIN.visible_share == 1
+    assert replace(PLAIN, causal=True, Tq=6).visible_share == pytest.approx(21 / 36)
+    assert Cell("ragged", 4, 8, 8, 8, padding="ragged").visible_share == 0.625
+    one_masked = replace(FRONT, Tq=2, Tv=2, batch=2)
+    # Lengths 1 and 1 of 2 at the end: the first row sees nothing, so it needs all; the second one.
+    assert one_masked.visible_share == 0.75
+
+
+def test_the_cells_are_the_ones_a_user_knows() -> None:
+    names = [cell.name for cell in CELLS]
+    assert len(set(names)) == len(names)
+    assert {"plain", "decode", "causal", "ragged", "causal ragged", "causal front", "scores"} <= {
+        cell.mode for cell in CELLS
+    }
+    assert {cell.name.split()[0] for cell in QUICK_CELLS} <= {name.split()[0] for name in names}
+    assert headline() in candidates()
+
+
+def test_processes_are_counted_by_size() -> None:
+    plan = Plan([TINY, PLAIN], suite.choose_candidates(["bare"]), 1, 3, 1, 2, 0.001)
+    (tiny, big) = run_cells(plan, lambda _: None)
+    assert len(tiny["results"]["bare"]["turns"]) == 3 * 1
+    assert len(big["results"]["bare"]["turns"]) == 1 * 2
+
+
+def test_goals_can_be_missed() -> None:
+    def result(median: float) -> dict[str, Any]:
+        return {"status": "ok", "reason": None, "error": 0.0, "turns": [
+            {"process": 0, "alignment": 64, "median": median, "q1": 0, "q3": 0, "runs": 1}
+        ]}  # fmt: skip
+
+    def met(ours: float, peer: float) -> list[bool]:
+        cell = next(c for c in CELLS if c.name == "causal 16x512x512x64")
+        about = {"label": "x", "missing": None}
+        data = {
+            "settings": {"headline": "auto"},
+            "candidates": {"auto": {**about, "kind": "ours"}, "bare": {**about, "kind": "peer"}},
+            "cells": [
+                {
+                    **vars(cell),
+                    "name": cell.name,
+                    "visible_share": 0.5,
+                    "results": {"auto": result(ours), "bare": result(peer)},
+                }
+            ],
+        }
+        return [goal.met for goal in goals(Results(data))]
+
+    assert met(1000, 1700) == [True, True]
+    assert met(1000, 1500) == [True, False]
+    assert met(1000, 1300) == [False, False]
