@@ -6,29 +6,28 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
 from onnx_attn import Attention, AttentionSession, OnnxAttnError
+from onnx_attn.configuration import Schedule
 
+MODELS = Path(__file__).parent.parent / "models"
 # Answers of the child: what came of one file. Anything else, or no answer, is a failure.
 RAN, REFUSED = "ran", "refused"
 
 
 def catalogue() -> list[bytes]:
-    """Files that people deploy, one of each kind."""
-    scaled = Attention(use_scale=True, causal=True)
-    dropout = Attention(dropout=0.25, seed=1)
-    models = [
-        Attention().to_onnx(masks="none"),
-        scaled.to_onnx(return_attention_scores=True),
-        scaled.to_onnx(scale="input", inputs="optional"),
-        dropout.to_onnx(training=True, key=False),
-        Attention(dtype="float16").to_onnx(masks="value"),
-        Attention(score_mode="concat", use_scale=True).to_onnx(),
-        Attention(dtype="bfloat16").to_onnx(),
-    ]
-    return [model.SerializeToString() for model in models]
+    """The files of models/, and one of each schedule with causal, masks and scores."""
+    files = [path.read_bytes() for path in sorted(MODELS.glob("*/model.onnx"))]
+    assert files, f"no models in {MODELS}"
+    layers = (Attention(use_scale=True, causal=True), Attention(score_mode="concat"))
+    for schedule in get_args(Schedule):
+        for layer in layers:
+            model = layer.to_onnx(schedule=schedule, return_attention_scores=True)
+            files.append(model.SerializeToString())
+    return files
 
 
 def mutations(count: int, seed: int) -> Iterator[bytes]:
@@ -66,14 +65,15 @@ def use(data: bytes) -> str:
     """Open the file as a session and run it once with whatever inputs it asks for."""
     try:
         with AttentionSession(data, device="cpu", threads=1) as session:
-            sizes = {"batch": 2, "Tq": 3, "Tv": 4, "dim": 5, "value_dim": 6}
+            # `additive` has a trained scale of 8 numbers.
+            sizes = {"batch": 2, "Tq": 3, "Tv": 4, "dim": 8, "value_dim": 6}
             feeds = {}
             for name, spec in session.inputs.items():
                 if spec.dtype == "bool" or not spec.dims:
                     continue
                 shape = [sizes.get(dim, 1) if isinstance(dim, str) else dim for dim in spec.dims]
                 if "key" not in session.inputs:
-                    shape[-1] = 5
+                    shape[-1] = 8
                 dtype = session._dtypes[name]
                 feeds[name] = np.ones(shape, np.float32).astype(dtype)
             session.run(feeds)

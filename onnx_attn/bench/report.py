@@ -252,7 +252,7 @@ def _memory(results: Results) -> str:
     return (
         "## Memory\n\n"
         "Growth of peak memory over the loaded and warmed process, beyond inputs and outputs; a "
-        "fresh process each. A dash: not run (the score matrix alone would be over 6 GB, or the "
+        "fresh process each. A dash: not run (it would take over 12 GB, or the "
         "length is for ours only).\n\n" + table(header, rows)
     )
 

@@ -30,8 +30,8 @@ MEMORY_LENGTHS = (4096, 16384, 65536)
 QUICK_MEMORY_LENGTHS = (512, 1024)
 # Longer ones are for our files alone: a minute of arithmetic for each candidate.
 LONGEST_FOR_PEERS = 16384
-# A candidate that holds the whole score matrix is not sent to lengths where it has this many bytes.
-TOO_MUCH_MEMORY = 6 << 30
+# A candidate whose memory grows with T squared is not sent to lengths where that is more.
+TOO_MUCH_MEMORY = 12 << 30
 
 
 @dataclass(frozen=True)

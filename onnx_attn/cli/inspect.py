@@ -86,7 +86,11 @@ def _shape(dims: list[str | int]) -> str:
 
 def _keras_table(file: Path, rows: list[dict[str, Any]]) -> Table:
     table = Table(
-        Column("layer", no_wrap=True), "what it is", "weights", "export options", title=file.name
+        *(
+            Column(name, overflow="fold")
+            for name in ("layer", "what it is", "weights", "export options")
+        ),
+        title=file.name,
     )
     for row in rows:
         arguments = {k: v for k, v in row["config"].items() if k != "name"}
