@@ -12,10 +12,12 @@ from onnxscript import GraphBuilder, optimizer
 
 from ..configuration import IR_OF_OPSET, ExportOptions, LayerConfig, TensorSpec, contract
 from . import functions
+from .auto import auto
 from .dense import dense
 from .pieces import Steps, Tensors
+from .tiled import tiled
 
-SCHEDULES: Mapping[str, Callable[..., tuple[ir.Value, ...]]] = {"dense": dense}
+SCHEDULES: Mapping[str, Callable[..., tuple[ir.Value, ...]]] = {"auto": auto, "dense": dense, "tiled": tiled}
 
 WEIGHTS = ("scale", "concat_score_weight")
 

@@ -50,6 +50,10 @@ class Steps:
         """The type of the arithmetic as the attribute that `functions` take."""
         return ir.AttrInt64("dtype", int(self.compute))
 
+    def number(self, op, number):
+        """A constant scalar in the type of the arithmetic."""
+        return op.Constant(value=ir.tensor(np.array(number, self.config.floats.compute)))
+
     def prepare_query(self, op, query):
         """Work that is done once per query row, not once per score."""
         dot = self.config.layer == "Attention" and self.config.score_mode == "dot"
@@ -90,14 +94,31 @@ class Steps:
         attended.producer().name = "weighted_sum__key_and_value_must_have_the_same_length"
         return attended, weights
 
-    def drop(self, op, weights):
+    def block_scores(self, op, query, key, bias=None):
+        """Scores of one batch row's queries: [block, dim], [keys, dim] -> [block, keys].
+
+        `bias`, [keys], enters with the sum: only for queries that see a key (`dot_block_scores`).
+        """
+        if self.config.layer == "Attention" and self.config.score_mode == "dot":
+            if bias is None:
+                return op.call_inline(functions.dot_row_scores, query, key, _outputs=["scores"])
+            return op.call_inline(
+                functions.masked_dot_row_scores, query, key, bias, _outputs=["scores_masked"]
+            )
+        queries, keys = op.Unsqueeze(query, [0]), op.Unsqueeze(key, [0])
+        scores = op.Squeeze(self.scores(op, queries, keys), [0])
+        if bias is None:
+            return scores
+        return op.call_inline(functions.masked_scores, scores, bias, _outputs=["scores_masked"])
+
+    def drop(self, op, weights, rank=3):
         """In training: weights dropped at `dropout`, the kept ones times 1/(1-dropout).
 
         Not the Dropout operator: ONNX Runtime's optimizer deletes it, whatever training_mode says.
         """
         if self.tensors.training is None:
             return weights
-        rate = self.config.dropout
+        rate, dims = self.config.dropout, [None] * rank
 
         def dropped(op):
             attributes = {} if self.config.seed is None else {"seed": float(self.config.seed)}
@@ -111,12 +132,12 @@ class Steps:
         return op.If(
             self.tensors.training,
             then_branch=subgraph(
-                op, dropped, [self.value_named("weights_dropped", None, None, None)]
+                op, dropped, [self.value_named("weights_dropped", *dims)]
             ),
             else_branch=subgraph(
                 op,
                 lambda op: op.Identity(weights),
-                [self.value_named("weights_kept", None, None, None)],
+                [self.value_named("weights_kept", *dims)],
             ),
             _outputs=["weights_in_training"],
         )
