@@ -6,7 +6,7 @@ themselves are the onnxscript functions of `functions.py`, inlined where they ar
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -49,6 +49,10 @@ class Steps:
     def dtype(self) -> ir.Attr:
         """The type of the arithmetic as the attribute that `functions` take."""
         return ir.AttrInt64("dtype", int(self.compute))
+
+    def unmasked(self):
+        """The same layer, its masks left out."""
+        return Steps(self.config, replace(self.tensors, query_mask=None, value_mask=None))
 
     def number(self, op, number):
         """A constant scalar in the type of the arithmetic."""
@@ -145,6 +149,30 @@ class Steps:
     def value_named(self, name, *dims):
         """A declaration of a subgraph output in the type of the arithmetic."""
         return ir.Value(name=name, shape=ir.Shape(dims), type=ir.TensorType(self.compute))
+
+
+def branches(op, steps, condition, forms, scores_wanted):
+    """If(condition): the first of `forms` (name -> writer of nodes), else the second.
+
+    Each writes the output [batch, Tq, value_dim] and, where wanted, the weights [batch, Tq, Tv].
+    """
+
+    def declared(name):
+        outputs = [steps.value_named(f"attended_{name}", "batch", "Tq", "value_dim")]
+        if scores_wanted:
+            outputs.append(steps.value_named(f"weights_{name}", "batch", "Tq", "Tv"))
+        return outputs
+
+    then_branch, else_branch = (
+        subgraph(op, write, declared(name)) for name, write in forms.items()
+    )
+    results = op.If(
+        condition,
+        then_branch=then_branch,
+        else_branch=else_branch,
+        _outputs=["attended", "weights"][: 1 + scores_wanted],
+    )
+    return tuple(results) if scores_wanted else (results,)
 
 
 def subgraph(op, trace, outputs, inputs=()):
