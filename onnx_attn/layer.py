@@ -220,8 +220,8 @@ class _AttentionLayer:
         """The layer that was exported to `path`; its plain `export` writes the same bytes again.
 
         Raises:
-            ModelError: no file, not an ONNX file, not written by onnx_attn, newer, or another
-                layer class.
+            ModelError: no file, not an ONNX file, not written by onnx_attn, or newer.
+            InputError: the file holds the other layer.
         """
         saved: SavedLayer = read_model(path)
         if saved.config.layer != cls.__name__:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import sys
 
-from .app import app
+import typer
 
-__all__ = ["app", "main"]
+__all__ = ["load_commands", "main"]
+
+
+def load_commands() -> typer.Typer:
+    """The app with every command in it."""
+    from . import demo, export, inspect, run  # noqa: F401  each adds its command
+    from .app import app
+
+    return app
 
 
 def main() -> None:
     """Run `onnx-attn` with the arguments of the process."""
-    from . import export, inspect, run  # noqa: F401  each adds its command to `app`
-
-    sys.exit(app())
+    sys.exit(load_commands()())

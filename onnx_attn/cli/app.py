@@ -33,7 +33,9 @@ def command(
 
     An OnnxAttnError ends the command with one line on stderr and exit code 2.
     """
-    shown = "\n\n".join(f"[bold]$[/bold] {example.replace('[', chr(92) + '[')}" for example in examples)
+    shown = "\n\n".join(
+        f"[bold]$[/bold] {example.replace('[', chr(92) + '[')}" for example in examples
+    )
     epilog = f"Examples:\n\n{shown}" if examples else None
 
     def register(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -42,7 +44,9 @@ def command(
             try:
                 return function(*args, **kwargs)
             except OnnxAttnError as error:
-                errors.print(f"[bold red]error:[/bold red] {_plain(error)}", highlight=False, soft_wrap=True)
+                errors.print(
+                    f"[bold red]error:[/bold red] {_plain(error)}", highlight=False, soft_wrap=True
+                )
                 raise typer.Exit(2) from error
 
         group.command(name, epilog=epilog)(guarded)

@@ -1,29 +1,74 @@
-"""The auto schedule: one file that looks at its shapes and takes the dense or the tiled form."""
+"""The auto schedule: one file that looks at its shapes and takes the form that is fastest there.
+
+All arithmetic is inside the branches: what passes through an If from outside is copied.
+"""
 
 from __future__ import annotations
 
-from .dense import dense
-from .pieces import Steps, subgraph
-from .thresholds import dense_suits
+from .causal import causal_blocks, causal_blocks_suit
+from .dense import dense, nothing_is_hidden, small_dense
+from .pieces import Steps, branches
+from .thresholds import dense_suits, query_is_small
 from .tiled import walk
 
 
 def auto(op, steps: Steps, scores_wanted: bool):
-    """The attended values and, where wanted, the weights: [batch, Tq, value_dim], [batch, Tq, Tv].
+    """The output and, where wanted, the weights: [batch, Tq, value_dim], [batch, Tq, Tv]."""
 
-    All arithmetic is inside the branches: an If around a part of it would copy what passes.
-    """
+    def small(op):
+        return small_dense(op, steps, scores_wanted)
 
-    def outputs(branch):
-        declared = [steps.value_named(f"attended_{branch}", "batch", "Tq", "value_dim")]
-        if scores_wanted:
-            declared.append(steps.value_named(f"weights_{branch}", "batch", "Tq", "Tv"))
-        return declared
+    def large(op):
+        masks = [
+            mask
+            for mask in (steps.tensors.query_mask, steps.tensors.value_mask)
+            if mask is not None
+        ]
+        if not masks:
+            return by_length(op, steps, scores_wanted)
+        return branches(
+            op,
+            steps,
+            nothing_is_hidden(op, *masks),
+            {
+                "unmasked": lambda op: by_length(op, steps.unmasked(), scores_wanted),
+                "masked": lambda op: by_length(op, steps, scores_wanted),
+            },
+            scores_wanted,
+        )
 
-    results = op.If(
-        dense_suits(op, steps),
-        then_branch=subgraph(op, lambda op: dense(op, steps, scores_wanted), outputs("dense")),
-        else_branch=subgraph(op, lambda op: walk(op, steps, scores_wanted), outputs("tiled")),
-        _outputs=["attended", "weights"] if scores_wanted else ["attended"],
+    return branches(
+        op, steps, query_is_small(op, steps), {"small": small, "large": large}, scores_wanted
     )
-    return tuple(results) if scores_wanted else (results,)
+
+
+def by_length(op, steps, scores_wanted):
+    """Dense or in blocks, by the lengths of query and key."""
+
+    def short(op):
+        return small_dense(op, steps, scores_wanted)
+
+    def long(op):
+        if steps.tensors.value_mask is not None or not steps.config.causal or scores_wanted:
+            return walk(op, steps, scores_wanted)
+        return branches(
+            op,
+            steps,
+            causal_blocks_suit(op, steps),
+            {
+                "in_causal_blocks": lambda op: causal_blocks(op, steps),
+                "in_rows": lambda op: walk(op, steps, scores_wanted),
+            },
+            scores_wanted,
+        )
+
+    if scores_wanted and not steps.config.causal:
+        # The score matrix is made anyway, and no part of it can be left out.
+        return short(op)
+    return branches(
+        op,
+        steps,
+        dense_suits(op, steps, scores_wanted),
+        {"short": short, "long": long},
+        scores_wanted,
+    )

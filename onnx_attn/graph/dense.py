@@ -54,7 +54,7 @@ def future_bias(op, steps, query):
     if not steps.config.causal:
         return None
     return op.call_inline(
-        functions.causal_bias, query, steps.tensors.key, dtype=steps.dtype, _outputs=["future_bias"]
+        functions.causal_bias, query, steps.tensors.key, _outputs=["future_bias"]
     )
 
 
@@ -63,14 +63,10 @@ def mask_bias(op, steps, future):
     value_mask = steps.tensors.value_mask
     if future is None:
         return op.call_inline(
-            functions.value_mask_bias, value_mask, dtype=steps.dtype, _outputs=["value_bias"]
+            functions.value_mask_bias, value_mask, steps.tensors.query, _outputs=["value_bias"]
         )
     return op.call_inline(
-        functions.value_and_causal_bias,
-        value_mask,
-        future,
-        dtype=steps.dtype,
-        _outputs=["masked_bias"],
+        functions.value_and_causal_bias, value_mask, future, _outputs=["masked_bias"]
     )
 
 
@@ -84,11 +80,7 @@ def finished(op, steps, attended):
     tensors = steps.tensors
     if tensors.query_mask is not None:
         attended = op.call_inline(
-            functions.masked_output,
-            attended,
-            tensors.query_mask,
-            dtype=steps.dtype,
-            _outputs=["output_masked"],
+            functions.masked_output, attended, tensors.query_mask, _outputs=["output_masked"]
         )
     inputs = {"query": tensors.query, "key": tensors.key, "value": tensors.value}
     if tensors.key is tensors.value:

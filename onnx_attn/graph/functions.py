@@ -2,8 +2,7 @@
 
 They are ordinary onnxscript functions: call them from your own `@script` graph, then flatten the
 model with `onnx.inliner.inline_local_functions`, so that runtimes see standard ops only. All use
-opset 17 and rank 3 tensors. `dtype` attributes are ONNX type numbers (1: float32, 11: float64) and
-must be the type of the scores.
+opset 17 and rank 3 tensors, in any float type.
 """
 
 from __future__ import annotations
@@ -35,6 +34,18 @@ def dot_scores(query, key):
 
 
 @script(FUNCTION_DOMAIN, default_opset=op)
+def dot_scores_float64(query, key):
+    """`dot_scores` for float64: [batch, Tq, dim] x [batch, Tv, dim] -> [batch, Tq, Tv].
+
+    Transposed by Einsum: ONNX Runtime before 1.26 fuses Transpose and MatMul of float64 into an
+    operator that it has no kernel for, and then refuses the file.
+    """
+    key_transposed = op.Einsum(key, equation="bkd->bdk")  # [batch, dim, Tv]
+    scores = op.MatMul(query, key_transposed)  # [batch, Tq, Tv]
+    return scores
+
+
+@script(FUNCTION_DOMAIN, default_opset=op)
 def dot_row_scores(query, key):
     """query @ key^T of one batch row: [Tq, dim] x [Tv, dim] -> [Tq, Tv]."""
     scores = op.Gemm(query, key, transB=1)  # [Tq, Tv]
@@ -53,33 +64,36 @@ def masked_dot_row_scores(query, key, bias):
 
 
 @script(FUNCTION_DOMAIN, default_opset=op)
-def value_mask_bias(value_mask, dtype: int = 1):
-    """0 where a key may be seen, -1e9 where not: [batch, Tv] -> [batch, 1, Tv]."""
-    visible = op.Cast(op.Constant(value_float=0.0), to=dtype)
-    hidden = op.Cast(op.Constant(value_float=-1e9), to=dtype)
+def value_mask_bias(value_mask, like):
+    """0 where a key may be seen, -1e9 where not: [batch, Tv] -> [batch, 1, Tv].
+
+    The bias has the float type of `like`, which is otherwise not read.
+    """
+    visible = op.CastLike(op.Constant(value_float=0.0), like)
+    hidden = op.CastLike(op.Constant(value_float=-1e9), like)
     value_mask_of_rows = op.Unsqueeze(value_mask, op.Constant(value_ints=[1]))  # [batch, 1, Tv]
     value_bias = op.Where(value_mask_of_rows, visible, hidden)
     return value_bias
 
 
 @script(FUNCTION_DOMAIN, default_opset=op)
-def causal_bias(query, key, dtype: int = 1):
+def causal_bias(query, key):
     """0 where j <= i, -1e9 where j > i, top-left aligned for every Tq and Tv: [Tq, Tv]."""
     query_length = op.Shape(query, start=1, end=2)
     key_length = op.Shape(key, start=1, end=2)
-    hidden = op.Cast(op.Constant(value_float=-1e9), to=dtype)
+    hidden = op.CastLike(op.Constant(value_float=-1e9), query)
     everywhere_hidden = op.Expand(hidden, op.Concat(query_length, key_length, axis=0))  # [Tq, Tv]
     future_bias = op.Trilu(everywhere_hidden, op.Constant(value_int=1), upper=1)
     return future_bias
 
 
 @script(FUNCTION_DOMAIN, default_opset=op)
-def value_and_causal_bias(value_mask, future_bias, dtype: int = 1):
+def value_and_causal_bias(value_mask, future_bias):
     """value_mask AND causal as one bias: [batch, Tv], [Tq, Tv] -> [batch, Tq, Tv].
 
     One -1e9, never two: adding both would push a doubly masked key below a singly masked one.
     """
-    hidden = op.Cast(op.Constant(value_float=-1e9), to=dtype)
+    hidden = op.CastLike(op.Constant(value_float=-1e9), future_bias)
     value_mask_of_rows = op.Unsqueeze(value_mask, op.Constant(value_ints=[1]))  # [batch, 1, Tv]
     masked_bias = op.Where(value_mask_of_rows, future_bias, hidden)  # [batch, Tq, Tv]
     return masked_bias
@@ -107,12 +121,22 @@ def weighted_sum(weights, value):
 
 
 @script(FUNCTION_DOMAIN, default_opset=op)
-def masked_output(output, query_mask, dtype: int = 1):
+def masked_output(output, query_mask):
     """output where query_mask is True, 0 where False: [batch, Tq, value_dim]."""
-    zero = op.Cast(op.Constant(value_float=0.0), to=dtype)
+    zero = op.CastLike(op.Constant(value_float=0.0), output)
     query_mask_of_rows = op.Unsqueeze(query_mask, op.Constant(value_ints=[2]))  # [batch, Tq, 1]
     output_masked = op.Where(query_mask_of_rows, output, zero)
     return output_masked
+
+
+@script(FUNCTION_DOMAIN, default_opset=op)
+def dot_product_attention(query, value, key, bias):
+    """All of it for a bias that broadcasts to [batch, Tq, Tv]: the output and the weights."""
+    scores = dot_scores(query, key)
+    scores_masked = masked_scores(scores, bias)
+    weights = softmax_weights(scores_masked)
+    output = weighted_sum(weights, value)
+    return output, weights
 
 
 @script(FUNCTION_DOMAIN, default_opset=op)
@@ -125,20 +149,27 @@ def query_key_features(query, key):
 
 
 @script(FUNCTION_DOMAIN, default_opset=op)
-def concat_scores(features, concat_score_weight):
-    """concat_score_weight * sum_d tanh(features): [batch, Tq, Tv, dim] -> [batch, Tq, Tv].
+def additive_scores(features, feature_weights):
+    """sum_d weight_d * tanh(features_d): [batch, Tq, Tv, dim], [dim, 1] -> [batch, Tq, Tv].
 
-    `features` is scale * (query + key): the scale is inside the tanh.
+    A MatMul with one column weighs and sums in a single pass. ONNX Runtime's ReduceSum keeps the
+    last axis of empty tensors even with keepdims=0, so it would not do.
     """
     squashed = op.Tanh(features)
-    summed = op.ReduceSum(squashed, op.Constant(value_ints=[-1]), keepdims=0)  # [batch, Tq, Tv]
-    scores = op.Mul(summed, concat_score_weight)
+    scores_of_pairs = op.MatMul(squashed, feature_weights)  # [batch, Tq, Tv, 1]
+    scores = op.Squeeze(scores_of_pairs, op.Constant(value_ints=[3]))  # [batch, Tq, Tv]
     return scores
 
 
 @script(FUNCTION_DOMAIN, default_opset=op)
-def additive_scores(features, scale):
-    """sum_d scale_d * tanh(query + key): [batch, Tq, Tv, dim], [dim] -> [batch, Tq, Tv]."""
-    squashed = op.Tanh(features)
-    scores = op.MatMul(squashed, scale)  # [batch, Tq, Tv]
-    return scores
+def feature_column(query, key):
+    """The shape [dim, 1] of the weights of features.
+
+    Query and key of different dim broadcast where one of them is 1. The smaller dim then fits
+    neither the weights nor the features, so that one of the next two nodes refuses.
+    """
+    query_dim = op.Shape(query, start=2, end=3)
+    key_dim = op.Shape(key, start=2, end=3)
+    smaller_dim = op.Min(query_dim, key_dim)
+    column = op.Concat(smaller_dim, op.Constant(value_ints=[1]), axis=0)
+    return column

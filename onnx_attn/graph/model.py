@@ -18,8 +18,6 @@ from .tiled import tiled
 
 SCHEDULES: Mapping[str, Callable[..., tuple[ir.Value, ...]]] = {"auto": auto, "dense": dense, "tiled": tiled}
 
-WEIGHTS = ("scale", "concat_score_weight")
-
 ONNX_TYPES = {
     "bool": ir.DataType.BOOL,
     "float16": ir.DataType.FLOAT16,
@@ -46,12 +44,13 @@ def build_model(
     builder = GraphBuilder(graph)
     specs = contract(config, options)
     given = {
-        name: _declare_input(builder, spec, weights.get(name))
+        name: builder.input(name, ONNX_TYPES[spec.dtype], ir.Shape(spec.dims))
         for name, spec in specs.inputs.items()
     }
-    for name in config.weight_names:
-        if name not in given:
-            given[name] = builder.initializer(ir.tensor(weights[name], name=name), name=name)
+    constants = [name for name in config.weight_names if name not in given]
+    for name in constants:
+        kind = ONNX_TYPES[config.floats.weight]
+        given[name] = builder.input(name, kind, ir.Shape(weights[name].shape))
     op = builder.op
     steps = Steps(config, _tensors(op, config, given))
     results = SCHEDULES[options.schedule](op, steps, options.return_attention_scores)
@@ -60,24 +59,24 @@ def build_model(
             result = op.Cast(result, to=ONNX_TYPES[spec.dtype])
         _declare(result, spec)
         builder.add_output(result, spec.name)
-    return _finish(ir.Model(graph, ir_version=IR_OF_OPSET[options.opset]))
+    model = _finish(ir.Model(graph, ir_version=IR_OF_OPSET[options.opset]))
+    # Last, so that no pass takes a default for a constant, or a weight for another constant.
+    values = {name: weights[name] for name in constants}
+    for name, spec in specs.inputs.items():
+        if spec.optional:
+            values[name] = default_of(spec, weights.get(name))
+    for name, array in values.items():
+        given[name].const_value = ir.tensor(array, name=name)
+        graph.register_initializer(given[name])
+    for name in constants:
+        graph.inputs.remove(given[name])
+    return model
 
 
 def _declare(value: ir.Value, spec: TensorSpec) -> None:
     value.name = spec.name
     value.dtype = ONNX_TYPES[spec.dtype]
     value.shape = ir.Shape(spec.dims)
-
-
-def _declare_input(
-    builder: GraphBuilder, spec: TensorSpec, weight: np.ndarray[Any, Any] | None
-) -> ir.Value:
-    default = None
-    if spec.optional:
-        default = ir.tensor(default_of(spec, weight), name=spec.name)
-    return builder.input(
-        spec.name, ONNX_TYPES[spec.dtype], ir.Shape(spec.dims), const_value=default
-    )
 
 
 def _tensors(op, config: LayerConfig, given: dict[str, ir.Value]) -> Tensors:
@@ -96,6 +95,7 @@ def _tensors(op, config: LayerConfig, given: dict[str, ir.Value]) -> Tensors:
 
 def _finish(model: ir.Model) -> ir.Model:
     """Constants as initializers, nothing unused, and names that tell what a value is."""
+    _settle_types(model)
     optimizer.fold_constants(
         model,
         onnx_shape_inference=False,
@@ -112,10 +112,18 @@ def _finish(model: ir.Model) -> ir.Model:
     return model
 
 
+def _settle_types(model: ir.Model) -> None:
+    """CastLike as Cast: the types are known here, and a cast of a constant can be folded."""
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if node.op_type == "CastLike":
+            node.op_type = "Cast"
+            node.attributes["to"] = ir.AttrInt64("to", node.inputs[1].dtype)
+            node.resize_inputs(1)
+
+
 def _rename(model: ir.Model) -> None:
     """Values by what they hold, each name once in the whole model; nodes by what they compute."""
     declared = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
-    declared |= {name for name in model.graph.initializers if name in WEIGHTS}
     used = set(declared)
     constants = {
         value: _constant_name(value)

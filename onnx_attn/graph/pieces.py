@@ -46,9 +46,9 @@ class Steps:
         return ir.DataType.from_numpy(np.dtype(self.config.floats.compute))
 
     @property
-    def dtype(self) -> ir.Attr:
-        """The type of the arithmetic as the attribute that `functions` take."""
-        return ir.AttrInt64("dtype", int(self.compute))
+    def has_dot_scores(self) -> bool:
+        """Whether scores are products, not sums over pairs of features."""
+        return self.config.layer == "Attention" and self.config.score_mode == "dot"
 
     def unmasked(self):
         """The same layer, its masks left out."""
@@ -60,8 +60,7 @@ class Steps:
 
     def prepare_query(self, op, query):
         """Work that is done once per query row, not once per score."""
-        dot = self.config.layer == "Attention" and self.config.score_mode == "dot"
-        if dot and self.tensors.scale is not None:
+        if self.has_dot_scores and self.tensors.scale is not None:
             return op.call_inline(
                 functions.scaled_query, query, self.tensors.scale, _outputs=["query_scaled"]
             )
@@ -70,20 +69,36 @@ class Steps:
     def scores(self, op, query, key):
         """Scores of prepared queries and keys: [batch, Tq, dim], [batch, Tv, dim]."""
         scale, weight = self.tensors.scale, self.tensors.concat_score_weight
-        if self.config.layer == "Attention" and self.config.score_mode == "dot":
-            scores = op.call_inline(functions.dot_scores, query, key, _outputs=["scores"])
+        if self.has_dot_scores:
+            float64 = self.compute == ir.DataType.DOUBLE
+            formula = functions.dot_scores_float64 if float64 else functions.dot_scores
+            scores = op.call_inline(formula, query, key, _outputs=["scores"])
             scores.producer().name = "scores__query_and_key_must_have_the_same_dim"
             return scores
         features = op.call_inline(functions.query_key_features, query, key, _outputs=["features"])
-        features.producer().name = "features__query_and_key_must_have_the_same_dim"
-        if self.config.layer == "AdditiveAttention":
-            if scale is None:
-                squashed = op.Tanh(features, _outputs=["squashed"])
-                return op.ReduceSum(squashed, [-1], keepdims=0, _outputs=["scores"])
-            return op.call_inline(functions.additive_scores, features, scale, _outputs=["scores"])
-        if scale is not None:
-            features = op.Mul(features, scale, _outputs=["features_scaled"])
-        return op.call_inline(functions.concat_scores, features, weight, _outputs=["scores"])
+        column = op.call_inline(functions.feature_column, query, key, _outputs=["feature_column"])
+        if self.config.layer == "AdditiveAttention" and scale is not None:
+            # Concat takes equal lengths only; ORT would fold a Reshape of scale to this shape.
+            ones = op.Expand(self.one(op), column, _outputs=["ones_of_dim"])
+            scale_column = op.Unsqueeze(scale, [1], _outputs=["scale_column"])  # [dim, 1]
+            columns = op.Concat(scale_column, ones, axis=1, _outputs=["scale_and_ones"])
+            columns.producer().name = "scale_query_and_key_must_have_the_same_dim"
+            feature_weights = op.Slice(columns, [0], [1], [1], _outputs=["feature_weights"])
+        else:
+            if scale is not None:
+                features = op.Mul(features, scale, _outputs=["features_scaled"])
+            weight = self.one(op) if weight is None else weight
+            feature_weights = op.Expand(weight, column, _outputs=["feature_weights"])
+        scores = op.call_inline(
+            functions.additive_scores, features, feature_weights, _outputs=["scores"]
+        )
+        weighing = scores.producer().inputs[0].producer()
+        weighing.name = "scores__query_and_key_must_have_the_same_dim"
+        return scores
+
+    def one(self, op):
+        """The number 1 in the type of the arithmetic."""
+        return op.Constant(value=ir.tensor(np.ones((), self.compute.numpy())))
 
     def attend(self, op, query, key, value, bias):
         """softmax(scores + bias) @ value: the attended values and the weights."""

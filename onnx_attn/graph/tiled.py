@@ -17,12 +17,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from . import functions
-from .dense import dense
-from .pieces import Steps, subgraph
-from .thresholds import HIDDEN, block_size
+from .dense import small_dense
+from .pieces import Steps, branches, subgraph
+from .thresholds import HIDDEN, block_size, key_length, query_length, something_is_empty
 
 
 INT64 = ir.TensorType(ir.DataType.INT64)
@@ -30,80 +31,67 @@ LAST = 2**31 - 1
 
 
 def tiled(op, steps: Steps, scores_wanted: bool):
-    """The attended values and, where wanted, the weights: [batch, Tq, value_dim], [batch, Tq, Tv].
+    """The output and, where wanted, the weights: [batch, Tq, value_dim], [batch, Tq, Tv].
 
     A Scan cannot walk nothing: tensors without elements take the dense form.
     """
-    names = ["attended", "weights"] if scores_wanted else ["attended"]
-
-    def outputs(branch):
-        declared = [steps.value_named(f"attended_{branch}", "batch", "Tq", "value_dim")]
-        if scores_wanted:
-            declared.append(steps.value_named(f"weights_{branch}", "batch", "Tq", "Tv"))
-        return declared
-
-    results = op.If(
+    return branches(
+        op,
+        steps,
         something_is_empty(op, steps),
-        then_branch=subgraph(
-            op, lambda op: dense(op, steps, scores_wanted), outputs("of_nothing")
-        ),
-        else_branch=subgraph(op, lambda op: walk(op, steps, scores_wanted), outputs("tiled")),
-        _outputs=names,
+        {
+            "of_nothing": lambda op: small_dense(op, steps, scores_wanted),
+            "tiled": lambda op: walk(op, steps, scores_wanted),
+        },
+        scores_wanted,
+    )
+
+
+def walk(op, steps, scores_wanted):
+    """All batch rows: a Scan over the batch, whose lengths must agree or the runtime refuses."""
+    tensors = steps.tensors
+    keys = key_length(op, steps)
+    plan = Walk(steps, scores_wanted, query_length(op, steps), keys, block_size(op, steps))
+    rows = {
+        "query": (tensors.query, steps.compute, ("Tq", "dim")),
+        "key": (tensors.key, steps.compute, ("Tv", "dim")),
+        "value": (same_length(op, tensors.value, keys), steps.compute, ("Tv", "value_dim")),
+    }
+    if tensors.value_mask is not None:
+        mask = mask_of_rows(op, tensors.value_mask, tensors.query, keys, "value_mask")
+        rows |= plan.mask_facts(op, mask)
+    if tensors.query_mask is not None:
+        mask = mask_of_rows(op, tensors.query_mask, tensors.query, plan.query_length, "query_mask")
+        rows["query_mask"] = (mask, ir.DataType.BOOL, ("Tq",))
+    if steps.config.causal:
+        plan.triangle, plan.last_start = wide_triangle(op, plan)
+    views = [
+        ir.Value(name=f"{name}_of_row", shape=ir.Shape(dims), type=ir.TensorType(kind))
+        for name, (_, kind, dims) in rows.items()
+    ]
+
+    def row(op, *views):
+        return plan.row(op, **dict(zip(rows, views, strict=True)))
+
+    results = op.Scan(
+        *(tensor for tensor, _, _ in rows.values()),
+        body=subgraph(op, row, plan.outputs("row", "Tq"), views),
+        num_scan_inputs=len(rows),
+        _outputs=["attended", "weights"][: 1 + scores_wanted],
     )
     return tuple(results) if scores_wanted else (results,)
 
 
-def something_is_empty(op, steps):
-    tensors = steps.tensors
-    sizes = op.Mul(op.Size(tensors.query), op.Size(tensors.key), _outputs=["sizes"])
-    sizes = op.Mul(sizes, op.Size(tensors.value), _outputs=["sizes"])
-    return op.Equal(sizes, 0, _outputs=["something_is_empty"])
+def mask_of_rows(op, mask, query, length, name):
+    """A mask of every batch row, [batch, length]; one that does not fit is the runtime's error.
 
-
-def walk(op, steps, scores_wanted):
-    """All batch rows: a Scan over the batch."""
-    tensors = steps.tensors
-    query_length = op.Shape(tensors.query, start=1, end=2, _outputs=["query_length"])
-    key_length = op.Shape(tensors.key, start=1, end=2, _outputs=["key_length"])
-    block = block_size(op, steps, query_length, key_length)
-    value = same_length(op, tensors.value, key_length)
-    plan = Walk(steps, scores_wanted, query_length, key_length, block)
-
-    rows = [tensors.query, tensors.key, value]
-    views = [
-        steps.value_named("query_row", "Tq", "dim"),
-        steps.value_named("key_row", "Tv", "dim"),
-        steps.value_named("value_row", "Tv", "value_dim"),
-    ]
-    if tensors.value_mask is not None:
-        batch = op.Shape(tensors.query, start=0, end=1, _outputs=["batch_size"])
-        rows.append(
-            op.Expand(
-                tensors.value_mask,
-                op.Concat(batch, key_length, axis=0),
-                _outputs=["value_mask_of_rows"],
-            )
-        )
-        views.append(
-            ir.Value(name="mask_row", shape=ir.Shape(["Tv"]), type=ir.TensorType(ir.DataType.BOOL))
-        )
-    if steps.config.causal:
-        plan.triangle, plan.last_start = wide_triangle(op, steps, query_length, block)
-
-    outputs = [steps.value_named("attended_row", "Tq", "value_dim")]
-    names = ["attended"]
-    if scores_wanted:
-        outputs.append(steps.value_named("weights_row", "Tq", "Tv"))
-        names.append("weights")
-    results = op.Scan(
-        *rows,
-        body=subgraph(op, plan.row, outputs, views),
-        num_scan_inputs=len(rows),
-        _outputs=names,
-    )
-    if not scores_wanted:
-        results = (results,)
-    return tuple(results)
+    Expand alone would let a mask longer than an axis of 1 stretch that axis.
+    """
+    batch = op.Shape(query, start=0, end=1, _outputs=["batch_size"])
+    shape = op.Concat(batch, length, axis=0)
+    fitted = op.Reshape(op.Expand(mask, shape), shape, _outputs=[f"{name}_of_rows"])
+    fitted.producer().name = f"{name}_must_fit_its_batch_and_length"
+    return fitted
 
 
 def same_length(op, value, key_length):
@@ -118,19 +106,18 @@ def same_length(op, value, key_length):
     return checked
 
 
-def wide_triangle(op, steps, query_length, block):
+def wide_triangle(op, plan):
     """Causal bias of any block: [block, starts + block], starts the first row of the last block.
 
     Column starts + t is key t past a block's first query, hidden from its row r where t > r. The
     bias of the block that starts at s lies in the columns from starts - s.
     """
-    last = op.Sub(query_length, [1])
-    starts = op.Mul(op.Div(last, block), block, _outputs=["last_start"])
-    width = op.Add(starts, block)
-    everywhere = op.Expand(steps.number(op, HIDDEN), op.Concat(block, width, axis=0))
-    above = op.Add(starts, [1])
-    triangle = op.Trilu(everywhere, op.Squeeze(above), upper=1, _outputs=["wide_triangle"])
-    return triangle, starts
+    last = op.Sub(plan.query_length, [1])
+    starts = op.Mul(op.Div(last, plan.block), plan.block, _outputs=["last_start"])
+    width = op.Add(starts, plan.block)
+    everywhere = op.Expand(plan.steps.number(op, HIDDEN), op.Concat(plan.block, width, axis=0))
+    above = op.Squeeze(op.Add(starts, [1]))
+    return op.Trilu(everywhere, above, upper=1, _outputs=["wide_triangle"]), starts
 
 
 @dataclass
@@ -145,25 +132,46 @@ class Walk:
     triangle: ir.Value | None = None  # [block, last_start + block]
     last_start: ir.Value | None = None  # int64[1]
 
-    def row(self, op, query, key, value, value_mask=None):
-        """One batch row: [Tq, dim], [Tv, dim], [Tv, value_dim], bool[Tv]."""
-        query = self.steps.prepare_query(op, query)
-        if value_mask is None:
-            window = Window(key, value, self.key_length)
-            return self.seeing(op, query, self.query_length, window)
-        seen = op.Cast(value_mask, to=int(ir.DataType.INT32), _outputs=["visible_keys"])
-        first = op.ArgMax(seen, axis=0, keepdims=1, _outputs=["first_visible"])
-        last = op.ArgMax(seen, axis=0, keepdims=1, select_last_index=1, _outputs=["last_visible"])
-        length = op.Add(last, [1], _outputs=["visible_length"])
-        any_visible = op.Gather(value_mask, first, _outputs=["any_visible"])
-        blind = op.Where(
-            any_visible, first if self.steps.config.causal else [0], self.query_length
-        )
-        blind = op.Min(blind, self.query_length, _outputs=["blind_queries"])
+    def mask_facts(self, op, value_mask):
+        """What each batch row needs to know of its value mask, found for all rows at once.
+
+        bias: 0 or HIDDEN by key. first, length: where the visible keys begin and end. blind: how
+        many queries, counted from the first, see no key at all.
+        """
+        number, int64 = self.steps.number, ir.DataType.INT64
         bias = op.Where(
-            value_mask, self.steps.number(op, 0.0), self.steps.number(op, HIDDEN),
-            _outputs=["bias_row"],
+            value_mask, number(op, 0.0), number(op, HIDDEN), _outputs=["value_bias"]
         )
+        seen = op.Cast(value_mask, to=int(ir.DataType.INT32), _outputs=["visible_keys"])
+        first = op.ArgMax(seen, axis=1, keepdims=1, _outputs=["first_visible"])
+        last = op.ArgMax(seen, axis=1, keepdims=1, select_last_index=1, _outputs=["last_visible"])
+        length = op.Add(last, [1], _outputs=["visible_length"])
+        count = op.ReduceSum(seen, [1], keepdims=1, _outputs=["visible_count"])
+        none = op.Equal(count, op.Constant(value=ir.tensor(np.array(0, np.int32))))
+        before = op.Min(first, self.query_length) if self.steps.config.causal else [0]
+        blind = op.Where(none, self.query_length, before, _outputs=["blind_queries"])
+        return {
+            "bias": (bias, self.steps.compute, ("Tv",)),
+            "first": (first, int64, (1,)),
+            "length": (length, int64, (1,)),
+            "blind": (blind, int64, (1,)),
+        }
+
+    def row(self, op, query, key, value, query_mask=None, **mask_facts):
+        """One batch row: [Tq, dim], [Tv, dim], [Tv, value_dim], bool[Tq], facts of the mask."""
+        query = self.steps.prepare_query(op, query)
+        if mask_facts:
+            results = self.masked(op, query, key, value, **mask_facts)
+        else:
+            results = self.seeing(op, query, self.query_length, Window(key, value, self.key_length))
+        if query_mask is None:
+            return results
+        shown = op.Unsqueeze(query_mask, [1])
+        output = op.Where(shown, results[0], self.steps.number(op, 0.0), _outputs=["output_row"])
+        return (output, *results[1:])
+
+    def masked(self, op, query, key, value, bias, first, length, blind):
+        """One batch row under a value mask."""
         window = Window(key, value, length, bias, first)
 
         def all_see(op):

@@ -1,0 +1,2 @@
+	B
+value_maskJ

@@ -1,0 +1,2 @@
+	B
+query_maskJ

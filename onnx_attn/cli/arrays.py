@@ -1,0 +1,66 @@
+"""Arrays from and to .npy and .npz files, with errors that name the file."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from ..errors import InputError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def read_npy(path: Path) -> Array:
+    """The array of a .npy file; raises InputError if it is none."""
+    array = _load(path)
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{path} holds several arrays (.npz); expected one .npy array")
+    return cast("Array", array)
+
+
+def read_npz(path: Path) -> dict[str, Array]:
+    """The arrays of a .npz file by name; raises InputError if it is none."""
+    arrays = _load(path)
+    if isinstance(arrays, np.ndarray):
+        raise InputError(
+            f"{path} holds one array (.npy); expected an .npz with query, value, ... by name"
+        )
+    try:
+        with arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is damaged: {error}") from error
+
+
+def _load(path: Path) -> Any:
+    try:
+        return np.load(path, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is no file") from error
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{path} is not a .npy or .npz file of plain arrays, or is cut short"
+        ) from error
+
+
+def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Write arrays as one .npz, whole or not at all; raises InputError if it cannot be.
+
+    bfloat16 has no NumPy type of its own: such arrays are stored as float32, without loss.
+    """
+    plain = {
+        name: array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+        for name, array in arrays.items()
+    }
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, **cast("Any", plain))
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error

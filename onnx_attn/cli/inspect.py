@@ -1,0 +1,92 @@
+"""`onnx-attn inspect`: the contract of a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Column, Table
+
+from .app import command, console
+
+
+@command(
+    "inspect",
+    "onnx-attn inspect attention.onnx",
+    "onnx-attn inspect attention.onnx --json",
+    "onnx-attn inspect model.keras",
+)
+def inspect(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A file of onnx-attn, or a saved Keras model.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    config: Annotated[
+        Path | None, typer.Option(help="Model config for a .weights.h5 file.")
+    ] = None,
+) -> None:
+    """Show what a file takes, gives and holds."""
+    from ..inspection import describe_file, is_keras_file
+
+    if is_keras_file(file):
+        from ..keras import inspect_layers
+
+        rows = inspect_layers(file, config=config)
+        if as_json:
+            typer.echo(json.dumps(rows, indent=2))
+        else:
+            console.print(_keras_table(file, rows))
+        return
+    facts = describe_file(file)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    _print_contract(file, facts)
+
+
+def _print_contract(file: Path, facts: dict[str, Any]) -> None:
+    table = Table(
+        Column("tensor", no_wrap=True),
+        Column("dtype", no_wrap=True),
+        "shape",
+        Column("when left out", no_wrap=True),
+        title=file.name,
+    )
+    for tensor in facts["inputs"]:
+        shape = _shape(tensor["shape"])
+        table.add_row(tensor["name"], tensor["dtype"], shape, tensor["when_left_out"])
+    table.add_section()
+    for tensor in facts["weights"]:
+        value = tensor["value"]
+        shown = f"= {value:.6g}" if isinstance(value, float) else f"= {len(value)} numbers"
+        table.add_row(tensor["name"], tensor["dtype"], _shape(tensor["shape"]), shown)
+    table.add_section()
+    for tensor in facts["outputs"]:
+        table.add_row(tensor["name"], tensor["dtype"], _shape(tensor["shape"]), "")
+    console.print(table)
+    if any(tensor["when_left_out"].endswith("*") for tensor in facts["inputs"]):
+        console.print("* filled in by AttentionSession; other runtimes must feed it")
+    config = ", ".join(f"{k}={v!r}" for k, v in facts["config"].items() if k != "layer")
+    console.print(f"{facts['config']['layer']}({config})", highlight=False, markup=False)
+    options = ", ".join(f"{k}={v!r}" for k, v in facts["export"].items())
+    console.print(f"exported with {options}", highlight=False, markup=False)
+    console.print(
+        f"format {facts['format']}, opset {facts['opset']}, IR {facts['ir_version']}, "
+        f"{facts['producer']}, {facts['bytes']:,} bytes",
+        highlight=False,
+    )
+    console.print(f"runs in: {facts['runs_in']}", highlight=False, markup=False)
+
+
+def _shape(dims: list[str | int]) -> str:
+    return f"\\[{', '.join(map(str, dims))}]"
+
+
+def _keras_table(file: Path, rows: list[dict[str, Any]]) -> Table:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = Table(*columns, title=file.name)
+    for row in rows:
+        table.add_row(*(str(row.get(column, "")).replace("[", "\\[") for column in columns))
+    return table

@@ -1,0 +1,92 @@
+"""Causal attention without masks: blocks of queries that span the batch.
+
+A block reads the keys before it and the keys beside it. Only the square beside it holds hidden
+pairs, always the same ones, so the causal bias is one triangle for all blocks and is added to that
+square alone.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from . import functions
+from .pieces import Steps, subgraph
+from .thresholds import BATCH_BLOCK, BATCH_BLOCK_PAIRS, even_blocks, key_length, query_length
+
+
+def batch_block(op, steps):
+    """Query rows of one block: int64[1]."""
+    rows = op.Mul(op.Shape(steps.tensors.query, start=0, end=1), key_length(op, steps))
+    block = op.Max(op.Div([BATCH_BLOCK_PAIRS], rows), [1])
+    return even_blocks(op, query_length(op, steps), op.Min(block, [BATCH_BLOCK]))
+
+
+def causal_blocks_suit(op, steps):
+    """True where blocks come out even, every query has its key, and blocks are not too thin."""
+    queries, block = query_length(op, steps), batch_block(op, steps)
+    rest = op.Mod(queries, block, _outputs=["queries_left_over"])
+    even = op.Equal(rest, [0])
+    keyed = op.LessOrEqual(queries, key_length(op, steps))
+    thick = op.GreaterOrEqual(block, [BATCH_BLOCK // 4])
+    return op.Squeeze(op.And(op.And(even, keyed), thick), _outputs=["causal_blocks_suit"])
+
+
+def causal_blocks(op, steps: Steps):
+    """The output [batch, Tq, value_dim] where `causal_blocks_suit`."""
+    tensors = steps.tensors
+    batch = op.Shape(tensors.query, start=0, end=1, _outputs=["batch_size"])
+    query_dim = op.Shape(tensors.query, start=2, end=3, _outputs=["dim_size"])
+    value_dim = op.Shape(tensors.value, start=2, end=3, _outputs=["value_dim_size"])
+    queries, keys = query_length(op, steps), key_length(op, steps)
+    block = batch_block(op, steps)
+    # Slices up to one bound would hide lengths that differ, and MatMul would stretch a batch of 1.
+    key = op.Reshape(
+        tensors.key, op.Concat(batch, keys, query_dim, axis=0), _outputs=["key_of_batch"]
+    )
+    key.producer().name = "query_and_key_must_have_the_same_batch_and_dim"
+    value = op.Reshape(
+        tensors.value, op.Concat(batch, keys, value_dim, axis=0), _outputs=["value_of_batch"]
+    )
+    value.producer().name = "key_and_value_must_have_the_same_length"
+    starts = op.Range(0, op.Squeeze(queries), op.Squeeze(block))
+    starts = op.Unsqueeze(starts, [1], _outputs=["block_starts"])
+    ends = op.Add(starts, block, _outputs=["block_ends"])
+    hidden = op.Expand(steps.number(op, -1e9), op.Concat(block, block, axis=0))
+    triangle = op.Trilu(hidden, op.Constant(value_int=1), upper=1, _outputs=["causal_triangle"])
+    query = steps.prepare_query(op, tensors.query)
+    query = op.Reshape(query, op.Concat(batch, [-1], block, query_dim, axis=0))
+    blocks = op.Transpose(query, perm=[1, 0, 2, 3], _outputs=["query_blocks"])
+
+    def body(op, query, start, end):
+        before = op.Slice(key, [0], start, [1], _outputs=["keys_before"])
+        beside = op.Slice(key, start, end, [1], _outputs=["keys_beside"])
+        square = op.Add(steps.scores(op, query, beside), triangle, _outputs=["scores_beside"])
+        scores = op.Concat(
+            steps.scores(op, query, before), square, axis=2, _outputs=["scores_masked"]
+        )
+        weights = op.call_inline(functions.softmax_weights, scores, _outputs=["weights"])
+        weights = steps.drop(op, weights)
+        seen = op.Slice(value, [0], end, [1], _outputs=["values_seen"])
+        return op.call_inline(functions.weighted_sum, weights, seen, _outputs=["attended"])
+
+    int64 = ir.TensorType(ir.DataType.INT64)
+    attended = op.Scan(
+        blocks,
+        starts,
+        ends,
+        body=subgraph(
+            op,
+            body,
+            [steps.value_named("attended_block", "batch", "block", "value_dim")],
+            [
+                steps.value_named("query_block", "batch", "block", "dim"),
+                ir.Value(name="block_start", shape=ir.Shape([1]), type=int64),
+                ir.Value(name="block_end", shape=ir.Shape([1]), type=int64),
+            ],
+        ),
+        num_scan_inputs=3,
+        _outputs=["attended_blocks"],
+    )
+    rows = op.Transpose(attended, perm=[1, 0, 2, 3], _outputs=["attended_rows"])
+    shape = op.Concat(batch, queries, value_dim, axis=0)
+    return (op.Reshape(rows, shape, _outputs=["attended"]),)

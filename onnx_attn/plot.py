@@ -1,0 +1,126 @@
+"""Attention scores as a picture.
+
+matplotlib is imported only when a picture is asked for: it comes with the extra `plot`, and
+nothing else in the package needs it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import InputError, OnnxAttnError
+
+INSTALL_HINT = "pip install 'onnx_attn[plot]'"
+
+# Above this many rows or columns neither numbers nor labels can be read in a cell.
+_MAX_WRITTEN = 24
+
+
+def can_plot() -> bool:
+    """Whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def save_heatmap(
+    scores: npt.NDArray[Any],
+    path: str | Path,
+    *,
+    query_labels: Sequence[str] | None = None,
+    value_labels: Sequence[str] | None = None,
+    title: str | None = None,
+) -> Path:
+    """Write the attention scores of one batch row as a heatmap.
+
+    Args:
+        scores: `[Tq, Tv]`, any real dtype: the weight of each value position (column) for each
+            query position (row), between 0 and 1.
+        path: the picture to write; its suffix says the format (`.png`, `.svg`, `.pdf`).
+        query_labels: a name for each of the Tq rows.
+        value_labels: a name for each of the Tv columns.
+        title: a line above the picture.
+
+    Returns:
+        The path written.
+
+    Raises:
+        InputError: `scores` is not `[Tq, Tv]` or is empty, a list of labels has another length,
+            or the suffix names no picture format.
+        OnnxAttnError: matplotlib is not installed, or the file cannot be written.
+    """
+    scores = np.asarray(scores)
+    path = Path(path)
+    if scores.ndim != 2 or not scores.size:
+        raise InputError(
+            "scores: expected the scores of one batch row, [Tq, Tv] with at least one query and "
+            f"one value position; received {list(scores.shape)}. "
+            "Fix: choose a row of the batch, as in attention_scores[0]."
+        )
+    for name, labels, length in (
+        ("query_labels", query_labels, scores.shape[0]),
+        ("value_labels", value_labels, scores.shape[1]),
+    ):
+        if labels is not None and len(labels) != length:
+            raise InputError(
+                f"{name}: expected {length} for scores {list(scores.shape)}; "
+                f"received {len(labels)}. Fix: give one label for each position."
+            )
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise OnnxAttnError(f"a picture needs matplotlib. Fix: {INSTALL_HINT}") from error
+
+    rows, columns = scores.shape
+    written = max(rows, columns) <= _MAX_WRITTEN
+    size = (2.4 + 0.62 * columns, 1.9 + 0.46 * rows) if written else (8.0, 7.0)
+    # Any: matplotlib's own stubs leave the keyword arguments of most methods untyped.
+    figure: Any = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    # bfloat16 and float16 have no colour mapping of their own.
+    weights = scores.astype(np.float32)
+    image = axes.imshow(weights, cmap="viridis", vmin=0.0, vmax=1.0, aspect="auto")
+    axes.set_xlabel("value (looked at)")
+    axes.set_ylabel("query (looks)")
+    axes.xaxis.set_label_position("top")
+    axes.xaxis.tick_top()
+    if title is not None:
+        figure.suptitle(title)
+    if written:
+        if value_labels is None:
+            axes.set_xticks(range(columns))
+        else:
+            axes.set_xticks(
+                range(columns), labels=value_labels, rotation=45, ha="left", rotation_mode="anchor"
+            )
+        axes.set_yticks(range(rows), labels=range(rows) if query_labels is None else query_labels)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        for (row, column), weight in np.ndenumerate(weights):
+            colour = "black" if weight > 0.6 else "white"
+            axes.text(
+                column, row, weight_text(float(weight)), ha="center", va="center", color=colour
+            )
+    figure.colorbar(image, ax=axes, label="attention")
+
+    # Asked of matplotlib first, so that an OSError below is about the file alone.
+    formats = figure.canvas.get_supported_filetypes()
+    if path.suffix.lstrip(".").lower() not in formats:
+        raise InputError(
+            f"{path}: expected a picture format as suffix, received {path.suffix or 'none'!r}. "
+            f"Fix: use one of {', '.join('.' + name for name in sorted(formats))}."
+        )
+    try:
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise OnnxAttnError(f"{path}: cannot be written: {error}") from error
+    return path
+
+
+def weight_text(weight: float) -> str:
+    """A weight with two decimals; an exact zero as a bare `0`, so that it can be told apart."""
+    return "0" if weight == 0 else f"{weight:.2f}"
