@@ -5,10 +5,10 @@ All arithmetic is inside the branches: what passes through an If from outside is
 
 from __future__ import annotations
 
-from .causal import causal_blocks, causal_blocks_suit
-from .dense import dense, nothing_is_hidden, small_dense
+from .causal import causal_blocks
+from .dense import nothing_is_hidden, small_dense
 from .pieces import Steps, branches
-from .thresholds import dense_suits, query_is_small
+from .thresholds import causal_block, dense_suits, query_is_small
 from .tiled import walk
 
 
@@ -51,12 +51,13 @@ def by_length(op, steps, scores_wanted):
     def long(op):
         if steps.tensors.value_mask is not None or not steps.config.causal or scores_wanted:
             return walk(op, steps, scores_wanted)
+        block, suits = causal_block(op, steps)
         return branches(
             op,
             steps,
-            causal_blocks_suit(op, steps),
+            suits,
             {
-                "in_causal_blocks": lambda op: causal_blocks(op, steps),
+                "in_causal_blocks": lambda op: causal_blocks(op, steps, block),
                 "in_rows": lambda op: walk(op, steps, scores_wanted),
             },
             scores_wanted,
@@ -68,7 +69,7 @@ def by_length(op, steps, scores_wanted):
     return branches(
         op,
         steps,
-        dense_suits(op, steps, scores_wanted),
+        dense_suits(op, steps),
         {"short": short, "long": long},
         scores_wanted,
     )

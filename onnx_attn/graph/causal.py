@@ -11,34 +11,16 @@ import onnx_ir as ir
 
 from . import functions
 from .pieces import Steps, subgraph
-from .thresholds import BATCH_BLOCK, BATCH_BLOCK_PAIRS, even_blocks, key_length, query_length
+from .thresholds import HIDDEN, key_length, query_length
 
 
-def batch_block(op, steps):
-    """Query rows of one block: int64[1]."""
-    rows = op.Mul(op.Shape(steps.tensors.query, start=0, end=1), key_length(op, steps))
-    block = op.Max(op.Div([BATCH_BLOCK_PAIRS], rows), [1])
-    return even_blocks(op, query_length(op, steps), op.Min(block, [BATCH_BLOCK]))
-
-
-def causal_blocks_suit(op, steps):
-    """True where blocks come out even, every query has its key, and blocks are not too thin."""
-    queries, block = query_length(op, steps), batch_block(op, steps)
-    rest = op.Mod(queries, block, _outputs=["queries_left_over"])
-    even = op.Equal(rest, [0])
-    keyed = op.LessOrEqual(queries, key_length(op, steps))
-    thick = op.GreaterOrEqual(block, [BATCH_BLOCK // 4])
-    return op.Squeeze(op.And(op.And(even, keyed), thick), _outputs=["causal_blocks_suit"])
-
-
-def causal_blocks(op, steps: Steps):
-    """The output [batch, Tq, value_dim] where `causal_blocks_suit`."""
+def causal_blocks(op, steps: Steps, block):
+    """The output [batch, Tq, value_dim], where Tq is a multiple of `block` and at most Tv."""
     tensors = steps.tensors
     batch = op.Shape(tensors.query, start=0, end=1, _outputs=["batch_size"])
     query_dim = op.Shape(tensors.query, start=2, end=3, _outputs=["dim_size"])
     value_dim = op.Shape(tensors.value, start=2, end=3, _outputs=["value_dim_size"])
     queries, keys = query_length(op, steps), key_length(op, steps)
-    block = batch_block(op, steps)
     # Slices up to one bound would hide lengths that differ, and MatMul would stretch a batch of 1.
     key = op.Reshape(
         tensors.key, op.Concat(batch, keys, query_dim, axis=0), _outputs=["key_of_batch"]
@@ -51,8 +33,7 @@ def causal_blocks(op, steps: Steps):
     starts = op.Range(0, op.Squeeze(queries), op.Squeeze(block))
     starts = op.Unsqueeze(starts, [1], _outputs=["block_starts"])
     ends = op.Add(starts, block, _outputs=["block_ends"])
-    hidden = op.Expand(steps.number(op, -1e9), op.Concat(block, block, axis=0))
-    triangle = op.Trilu(hidden, op.Constant(value_int=1), upper=1, _outputs=["causal_triangle"])
+    triangle = causal_triangle(op, steps, block)
     query = steps.prepare_query(op, tensors.query)
     query = op.Reshape(query, op.Concat(batch, [-1], block, query_dim, axis=0))
     blocks = op.Transpose(query, perm=[1, 0, 2, 3], _outputs=["query_blocks"])
@@ -90,3 +71,9 @@ def causal_blocks(op, steps: Steps):
     rows = op.Transpose(attended, perm=[1, 0, 2, 3], _outputs=["attended_rows"])
     shape = op.Concat(batch, queries, value_dim, axis=0)
     return (op.Reshape(rows, shape, _outputs=["attended"]),)
+
+
+def causal_triangle(op, steps, block):
+    """The causal bias of the keys beside a block, as many as its queries: [block, block]."""
+    hidden = op.Expand(steps.number(op, HIDDEN), op.Concat(block, block, axis=0))
+    return op.Trilu(hidden, op.Constant(value_int=1), upper=1, _outputs=["causal_triangle"])

@@ -116,9 +116,9 @@ class Steps:
     def block_scores(self, op, query, key, bias=None):
         """Scores of one batch row's queries: [block, dim], [keys, dim] -> [block, keys].
 
-        `bias`, [keys], enters with the sum: only for queries that see a key (`dot_block_scores`).
+        `bias`, [keys] or [block, keys], enters with the sum: only for queries that see a key.
         """
-        if self.config.layer == "Attention" and self.config.score_mode == "dot":
+        if self.has_dot_scores:
             if bias is None:
                 return op.call_inline(functions.dot_row_scores, query, key, _outputs=["scores"])
             return op.call_inline(

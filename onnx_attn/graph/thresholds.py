@@ -20,9 +20,12 @@ BLOCK_FEATURES = 2**20
 SMALLEST_BLOCK, LARGEST_BLOCK = 64, 512
 CAUSAL_BLOCK = 128
 
-# Query rows of one causal block that spans the batch, and the scores it may hold.
-BATCH_BLOCK = 128
-BATCH_BLOCK_PAIRS = 2**21
+# Query rows of one causal block that spans the batch: many rows fill both cores with less.
+BATCH_BLOCK, MANY_ROWS_BLOCK = 128, 64
+# (batch - 1) * Tv * Tv up to which a block of the whole batch beats the batch row by row.
+BATCH_PAIRS = 5 * 2**20
+# Key elements up to which such a block, and its copy of the keys, stay small.
+BATCH_BLOCK_KEYS = 2**21
 
 
 def query_is_small(op, steps):
@@ -31,8 +34,8 @@ def query_is_small(op, steps):
     return op.Less(size, SMALL_QUERY, _outputs=["query_is_small"])
 
 
-def dense_suits(op, steps, scores_wanted):
-    """True where the dense form is at least as fast, or a tensor is empty: bool[]."""
+def dense_suits(op, steps):
+    """True where the dense form is at least as fast, or a tensor is empty: bool[1]."""
     tensors = steps.tensors
     pairs = op.Mul(query_length(op, steps), key_length(op, steps), _outputs=["pairs"])
     if steps.config.causal:
@@ -41,9 +44,29 @@ def dense_suits(op, steps, scores_wanted):
         limit = MASKED_PAIRS
     else:
         limit = PLAIN_PAIRS
-    few = op.Less(op.Squeeze(pairs), limit, _outputs=["few_pairs"])
+    few = op.Less(pairs, [limit], _outputs=["few_pairs"])
     nothing = op.Equal(op.Size(tensors.value), 0, _outputs=["value_is_empty"])
     return op.Or(few, nothing, _outputs=["dense_suits"])
+
+
+def causal_block(op, steps):
+    """Query rows of one block that spans the batch, int64[1], and whether such blocks suit.
+
+    They do, bool[1], where they hold all queries with none left over, where each query has a key
+    of its own, and where the batch is not too large.
+    """
+    queries, keys = query_length(op, steps), key_length(op, steps)
+    batch = op.Shape(steps.tensors.query, start=0, end=1, _outputs=["batch_size"])
+    many_rows = op.Less(queries, op.Mul(batch, [512]), _outputs=["many_rows"])
+    block = even_blocks(op, queries, op.Where(many_rows, [MANY_ROWS_BLOCK], [BATCH_BLOCK]))
+    even = op.Equal(op.Mod(queries, block), [0], _outputs=["blocks_are_even"])
+    keyed = op.LessOrEqual(queries, keys, _outputs=["queries_have_keys"])
+    pairs = op.Mul(op.Sub(batch, [1]), op.Mul(keys, keys), _outputs=["pairs_of_other_rows"])
+    few = op.And(
+        op.LessOrEqual(pairs, [BATCH_PAIRS], _outputs=["few_pairs"]),
+        op.LessOrEqual(op.Size(steps.tensors.key), BATCH_BLOCK_KEYS, _outputs=["few_keys"]),
+    )
+    return block, op.And(op.And(even, keyed), few, _outputs=["causal_blocks_suit"])
 
 
 def something_is_empty(op, steps):

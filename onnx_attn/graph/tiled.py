@@ -21,6 +21,7 @@ import numpy as np
 import onnx_ir as ir
 
 from . import functions
+from .causal import causal_triangle
 from .dense import small_dense
 from .pieces import Steps, branches, subgraph
 from .thresholds import HIDDEN, block_size, key_length, query_length, something_is_empty
@@ -64,7 +65,7 @@ def walk(op, steps, scores_wanted):
         mask = mask_of_rows(op, tensors.query_mask, tensors.query, plan.query_length, "query_mask")
         rows["query_mask"] = (mask, ir.DataType.BOOL, ("Tq",))
     if steps.config.causal:
-        plan.triangle, plan.last_start = wide_triangle(op, plan)
+        plan.triangle = causal_triangle(op, steps, plan.block)
     views = [
         ir.Value(name=f"{name}_of_row", shape=ir.Shape(dims), type=ir.TensorType(kind))
         for name, (_, kind, dims) in rows.items()
@@ -106,20 +107,6 @@ def same_length(op, value, key_length):
     return checked
 
 
-def wide_triangle(op, plan):
-    """Causal bias of any block: [block, starts + block], starts the first row of the last block.
-
-    Column starts + t is key t past a block's first query, hidden from its row r where t > r. The
-    bias of the block that starts at s lies in the columns from starts - s.
-    """
-    last = op.Sub(plan.query_length, [1])
-    starts = op.Mul(op.Div(last, plan.block), plan.block, _outputs=["last_start"])
-    width = op.Add(starts, plan.block)
-    everywhere = op.Expand(plan.steps.number(op, HIDDEN), op.Concat(plan.block, width, axis=0))
-    above = op.Squeeze(op.Add(starts, [1]))
-    return op.Trilu(everywhere, above, upper=1, _outputs=["wide_triangle"]), starts
-
-
 @dataclass
 class Walk:
     """The bodies of the Scans, for one configuration."""
@@ -129,8 +116,7 @@ class Walk:
     query_length: ir.Value  # int64[1]
     key_length: ir.Value  # int64[1]
     block: ir.Value  # int64[1]
-    triangle: ir.Value | None = None  # [block, last_start + block]
-    last_start: ir.Value | None = None  # int64[1]
+    triangle: ir.Value | None = None  # [block, block]
 
     def mask_facts(self, op, value_mask):
         """What each batch row needs to know of its value mask, found for all rows at once.
@@ -198,62 +184,76 @@ class Walk:
         return tuple(results) if self.scores_wanted else (results,)
 
     def seeing(self, op, query, query_length, window):
-        """Queries that each see a key, in blocks: the window's keys, causally where asked."""
-        steps = self.steps
-        blocks, starts = self.blocks(op, query, query_length)
-        if not steps.config.causal:
-            window = window.cut(op)
-
-        def body(op, query, start=None):
-            keys, bias = window, None
-            if start is not None:
-                keys = window.until(op, op.Add(start, self.block))
-            scores = steps.block_scores(op, query, keys.key, keys.bias)
-            if start is not None:
-                scores = op.Add(scores, self.causal_bias(op, start, keys))
-            weights = op.call_inline(functions.softmax_weights, scores, _outputs=["weights"])
-            weights = steps.drop(op, weights, rank=2)
-            attended = op.MatMul(weights, keys.value, _outputs=["attended"])
-            return self.with_weights(op, attended, weights, window.first)
-
-        return self.scan(op, body, [blocks, *starts], query_length)
-
-    def blind(self, op, query, query_length, key, value):
-        """Queries that see no key, in blocks: every key, each score 1e9 lower, as in Keras."""
-        steps = self.steps
-        blocks, _ = self.blocks(op, query, query_length)
+        """Queries that each see a key, in blocks."""
+        blocks, count = self.blocks(op, query, query_length)
+        if self.steps.config.causal:
+            return self.causal(op, blocks, count, query_length, window)
+        keys = window if window.first is None else window.slice(op, window.first, window.length)
 
         def body(op, query):
-            scores = steps.block_scores(op, query, key)
-            scores = op.Add(scores, steps.number(op, HIDDEN), _outputs=["scores_masked"])
-            weights = op.call_inline(functions.softmax_weights, scores, _outputs=["weights"])
-            weights = steps.drop(op, weights, rank=2)
-            attended = op.MatMul(weights, value, _outputs=["attended"])
-            return (attended, weights) if self.scores_wanted else (attended,)
+            scores = self.steps.block_scores(op, query, keys.key, keys.bias)
+            return self.weighted(op, scores, keys.value, window.first)
 
         return self.scan(op, body, [blocks], query_length)
 
-    def causal_bias(self, op, start, keys):
-        """The bias of the block that begins at query `start`: [block, keys read]."""
-        begin = op.Sub(self.last_start, start)
-        count = op.Shape(keys.key, start=0, end=1)
-        return op.Slice(self.triangle, begin, op.Add(begin, count), [1], _outputs=["causal_bias"])
+    def causal(self, op, blocks, count, query_length, window):
+        """Blocks that read the keys before them and beside them; some beside are hidden.
 
-    def with_weights(self, op, attended, weights, first):
-        """Both results of a block; the weights widened by zeros to all keys."""
+        Positions count from the window's first key and from the first query that sees it.
+        """
+        numbers = op.Unsqueeze(op.Range(0, op.Squeeze(count), 1), [1])
+        befores = op.Mul(numbers, self.block, _outputs=["befores"])
+        ends = op.Add(befores, self.block, _outputs=["ends"])
+        first = [0]
+        if window.first is not None:
+            first = window.first
+            befores = op.Min(op.Add(befores, first), window.length)
+            ends = op.Min(op.Add(ends, first), window.length)
+
+        def body(op, query, before, end):
+            past = window.slice(op, first, before)
+            beside = window.slice(op, before, end)
+            width = op.Shape(beside.key, start=0, end=1)
+            triangle = op.Slice(self.triangle, [0], width, [1], _outputs=["causal_bias"])
+            if beside.bias is not None:
+                triangle = op.Add(triangle, beside.bias, _outputs=["masked_bias"])
+            scores = op.Concat(
+                self.steps.block_scores(op, query, past.key, past.bias),
+                self.steps.block_scores(op, query, beside.key, triangle),
+                axis=1,
+                _outputs=["scores_masked"],
+            )
+            value = op.Slice(window.value, first, end, [0], _outputs=["values_seen"])
+            return self.weighted(op, scores, value, window.first)
+
+        return self.scan(op, body, [blocks, befores, ends], query_length)
+
+    def weighted(self, op, scores, value, first):
+        """The results of one block; the weights widened by zeros to all keys."""
+        weights = op.call_inline(functions.softmax_weights, scores, _outputs=["weights"])
+        weights = self.steps.drop(op, weights, rank=2)
+        attended = op.MatMul(weights, value, _outputs=["attended"])
         if not self.scores_wanted:
             return (attended,)
-        count = op.Shape(weights, start=1, end=2)
-        after = op.Sub(self.key_length, count)
-        before = [0]
-        if first is not None:
-            before = first
-            after = op.Sub(after, first)
+        read = op.Shape(weights, start=1, end=2)
+        before = [0] if first is None else first
+        after = op.Sub(self.key_length, op.Add(read, before))
         pads = op.Concat([0], before, [0], after, axis=0)
         return attended, op.Pad(weights, pads, _outputs=["weights_of_all_keys"])
 
+    def blind(self, op, query, query_length, key, value):
+        """Queries that see no key, in blocks: every key, each score 1e9 lower, as in Keras."""
+        blocks, _ = self.blocks(op, query, query_length)
+
+        def body(op, query):
+            scores = self.steps.block_scores(op, query, key)
+            hidden = op.Add(scores, self.steps.number(op, HIDDEN), _outputs=["scores_masked"])
+            return self.weighted(op, hidden, value, None)
+
+        return self.scan(op, body, [blocks], query_length)
+
     def blocks(self, op, query, query_length):
-        """[Tq, dim] as blocks [blocks, block, dim], and where each begins: int64[blocks, 1].
+        """[Tq, dim] as blocks [blocks, block, dim], filled up with zeros; and their number.
 
         At least one block, since a Scan cannot walk nothing.
         """
@@ -263,28 +263,21 @@ class Walk:
         padded = op.Pad(query, op.Concat([0, 0], missing, [0], axis=0), _outputs=["query_padded"])
         dim = op.Shape(query, start=1, end=2)
         shape = op.Concat(count, self.block, dim, axis=0)
-        blocks = op.Reshape(padded, shape, _outputs=["query_blocks"])
-        if not self.steps.config.causal:
-            return blocks, ()
-        numbers = op.Range(0, op.Squeeze(count), 1)
-        starts = op.Mul(op.Unsqueeze(numbers, [1]), self.block, _outputs=["block_starts"])
-        return blocks, (starts,)
+        return op.Reshape(padded, shape, _outputs=["query_blocks"]), count
 
     def scan(self, op, body, inputs, query_length):
         """The results of all blocks, without the rows that fill the last one."""
         views = [self.steps.value_named("query_block", "block", "dim")]
-        if len(inputs) == 2:
-            views.append(ir.Value(name="start", shape=ir.Shape([1]), type=INT64))
+        for name in ("before", "end")[: len(inputs) - 1]:
+            views.append(ir.Value(name=name, shape=ir.Shape([1]), type=INT64))
         results = op.Scan(
             *inputs,
             body=subgraph(op, body, self.outputs("of_block", "block"), views),
             num_scan_inputs=len(inputs),
             _outputs=self.names("of_blocks"),
         )
-        if not self.scores_wanted:
-            results = (results,)
         whole = []
-        for result in results:
+        for result in results if self.scores_wanted else (results,):
             width = op.Shape(result, start=2, end=3)
             flat = op.Reshape(result, op.Concat([-1], width, axis=0))
             whole.append(op.Slice(flat, [0], query_length, [0]))
@@ -310,22 +303,10 @@ class Window:
     bias: ir.Value | None = None  # [Tv], 0 or HIDDEN
     first: ir.Value | None = None  # int64[1]
 
-    def cut(self, op):
-        """Its keys alone."""
-        if self.first is None:
-            return self
-        return self.between(op, self.first, self.length)
-
-    def until(self, op, end):
-        """Its keys up to `end`, counted from its first: int64[1]."""
-        if self.first is None:
-            return self.between(op, [0], end)
-        return self.between(op, self.first, op.Min(op.Add(end, self.first), self.length))
-
-    def between(self, op, begin, end):
-        """Slices; an end beyond the last key is cut by Slice itself."""
-        cut = [
+    def slice(self, op, begin, end):
+        """Its keys from `begin` to `end`: int64[1]. Slice itself stops at the last key."""
+        key, value, bias = (
             None if part is None else op.Slice(part, begin, end, [0])
             for part in (self.key, self.value, self.bias)
-        ]
-        return Window(cut[0], cut[1], self.length, cut[2], self.first)
+        )
+        return Window(key, value, self.length, bias, self.first)
