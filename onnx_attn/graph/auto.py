@@ -49,7 +49,8 @@ def by_length(op, steps, scores_wanted):
         return small_dense(op, steps, scores_wanted)
 
     def long(op):
-        if steps.tensors.value_mask is not None or not steps.config.causal or scores_wanted:
+        spans_batch = steps.config.causal and steps.has_dot_scores and not scores_wanted
+        if steps.tensors.value_mask is not None or not spans_batch:
             return walk(op, steps, scores_wanted)
         block, suits = causal_block(op, steps)
         return branches(
@@ -63,7 +64,7 @@ def by_length(op, steps, scores_wanted):
             scores_wanted,
         )
 
-    if scores_wanted and not steps.config.causal:
+    if scores_wanted and not steps.config.causal and steps.tensors.value_mask is None:
         # The score matrix is made anyway, and no part of it can be left out.
         return short(op)
     return branches(

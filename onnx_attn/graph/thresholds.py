@@ -15,8 +15,9 @@ PLAIN_PAIRS = 2048 * 2048
 
 # Scores of one block: beyond, they leave the cache.
 BLOCK_PAIRS = 2**20
-# Features of one block where every pair of positions has `dim` of them.
-BLOCK_FEATURES = 2**20
+# Features, of which concat and additive scores have `dim` for every pair: dense up to the first
+# number, beyond in blocks of the second, which the cache holds.
+DENSE_FEATURES, BLOCK_FEATURES = 2**20, 2**18
 SMALLEST_BLOCK, LARGEST_BLOCK = 64, 512
 CAUSAL_BLOCK = 128
 
@@ -29,8 +30,11 @@ BATCH_BLOCK_KEYS = 2**21
 
 
 def query_is_small(op, steps):
-    """True where nothing is worth looking at twice, empty queries included: bool[]."""
+    """True where nothing is worth looking at twice, empty queries included: one bool."""
     size = op.Size(steps.tensors.query, _outputs=["query_size"])
+    if not steps.has_dot_scores:
+        features = op.Mul(size, key_length(op, steps), _outputs=["features_of_batch"])
+        return op.Less(features, [DENSE_FEATURES], _outputs=["query_is_small"])
     return op.Less(size, SMALL_QUERY, _outputs=["query_is_small"])
 
 
@@ -38,7 +42,9 @@ def dense_suits(op, steps):
     """True where the dense form is at least as fast, or a tensor is empty: bool[1]."""
     tensors = steps.tensors
     pairs = op.Mul(query_length(op, steps), key_length(op, steps), _outputs=["pairs"])
-    if steps.config.causal:
+    if not steps.has_dot_scores:
+        limit = 1
+    elif steps.config.causal:
         limit = CAUSAL_PAIRS
     elif tensors.value_mask is not None:
         limit = MASKED_PAIRS
