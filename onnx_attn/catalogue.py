@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -131,13 +131,11 @@ CAUSAL_MASKED = (TAILS, FRONT, FRONT_LARGE, NO_MASK, ONE_HIDDEN)
 
 
 def _scaled(cases: tuple[Case, ...], *scales: float) -> tuple[Case, ...]:
-    return tuple(
-        Case(**{**vars(case), "scale": scale}) for case, scale in zip(cases, scales, strict=True)
-    )
+    return tuple(replace(case, scale=scale) for case, scale in zip(cases, scales, strict=True))
 
 
 def _dims(cases: tuple[Case, ...], dim: int, value_dim: int) -> tuple[Case, ...]:
-    return tuple(Case(**{**vars(case), "dim": dim, "value_dim": value_dim}) for case in cases)
+    return tuple(replace(case, dim=dim, value_dim=value_dim) for case in cases)
 
 
 # The scale AdditiveAttention has learned: one number per feature.

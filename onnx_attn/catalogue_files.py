@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .catalogue import CATALOGUE, Entry, case_inputs, expected_outputs
+from .catalogue_readme import readme
+from .checksums import CHECKSUMS, checksum_lines
 from .errors import ModelError
-from .vectors import SET_PREFIX, set_files, tolerance_files
+from .judge import compare, wrong_form
+from .vectors import MODEL, SET_PREFIX, parse_tensor, set_files, tolerance_files
 
-CHECKSUMS = "SHA256SUMS"
 README = "README.md"
-MODEL = "model.onnx"
 
 Report = Callable[[str], None]
 
@@ -29,9 +29,10 @@ def entry_files(entry: Entry) -> dict[str, bytes]:
 
 
 def build(folder: Path, report: Report) -> None:
-    """Write the catalogue into `folder`; `report` is called with each model's name once it is there.
+    """Write the catalogue into `folder`; `report` is told each model's name once it is there.
 
-    Test sets of an earlier build are replaced. Raises ModelError if a file cannot be written.
+    Test sets of an earlier build are replaced; what `verify` wrote into the README stays. Raises
+    ModelError if a file cannot be written.
     """
     try:
         for entry in CATALOGUE:
@@ -41,7 +42,9 @@ def build(folder: Path, report: Report) -> None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(data)
             report(entry.name)
-        (folder / CHECKSUMS).write_text(checksums(folder, catalogue_paths(folder)))
+        (folder / CHECKSUMS).write_text(checksum_lines(folder, files_in(folder)))
+        text = folder / README
+        text.write_text(readme(text.read_text() if text.exists() else ""))
     except OSError as error:
         where = error.filename or folder
         raise ModelError(f"{where} cannot be written: {error.strerror or error}") from error
@@ -54,14 +57,58 @@ def _remove_sets(folder: Path) -> None:
         path.rmdir()
 
 
-def catalogue_paths(folder: Path) -> list[Path]:
+def files_in(folder: Path) -> list[Path]:
     """The files of the models in `folder`, sorted; neither the README nor the checksums."""
     return sorted(path for path in folder.glob("*/**/*") if path.is_file())
 
 
-def checksums(folder: Path, paths: Iterable[Path]) -> str:
-    """Lines that `sha256sum --check` reads."""
-    return "".join(
-        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder).as_posix()}\n"
-        for path in paths
-    )
+def differences(folder: Path, report: Report) -> list[str]:
+    """How `folder` differs from what `build` would write, one line each.
+
+    Expected outputs are compared within the model's tolerance, since NumPy rounds differently on
+    different processors; all else byte by byte. Raises ModelError if a file cannot be read.
+    """
+    found: list[str] = []
+    wanted: set[Path] = set()
+    try:
+        for entry in CATALOGUE:
+            for name, data in entry_files(entry).items():
+                wanted.add(folder / name)
+                found += _difference(entry, folder / name, data)
+            report(entry.name)
+        here = files_in(folder)
+        found += [f"{path} is not of the catalogue" for path in here if path not in wanted]
+        found += _text_differs(folder / CHECKSUMS, lambda _: checksum_lines(folder, here))
+        found += _text_differs(folder / README, readme)
+    except OSError as error:
+        where = error.filename or folder
+        raise ModelError(f"{where} cannot be read: {error.strerror or error}") from error
+    return found
+
+
+def _difference(entry: Entry, path: Path, data: bytes) -> Iterator[str]:
+    if not path.is_file():
+        yield f"{path} is missing"
+        return
+    here = path.read_bytes()
+    if here == data:
+        return
+    if not path.name.startswith("output_"):
+        yield f"{path} has other bytes"
+        return
+    (name, got), (wanted_name, wanted) = parse_tensor(here, path), parse_tensor(data, path)
+    if name != wanted_name:
+        yield f"{path} holds {name}; expected {wanted_name}"
+    elif wrong := wrong_form(got, wanted):
+        yield f"{path} {wrong}"
+    else:
+        error, within = compare(got, wanted, entry.tolerance)
+        if not within:
+            yield f"{path} is off by {error:.2g}"
+
+
+def _text_differs(path: Path, wanted: Callable[[str], str]) -> Iterator[str]:
+    if not path.is_file():
+        yield f"{path} is missing"
+    elif (text := path.read_text()) != wanted(text):
+        yield f"{path} has another text"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from .configuration import (
     write_metadata,
 )
 from .errors import InputError, ModelError
+from .files import read_file, write_file
 from .graph.model import build_model
 from .version import __version__
 
@@ -99,34 +99,9 @@ def describe(config: LayerConfig, options: ExportOptions) -> str:
 def write_model(model: onnx.ModelProto, path: str | os.PathLike[str]) -> Path:
     """Write `model` to `path`, whole or not at all; returns the path.
 
-    The bytes go to a temporary file beside `path` that then takes its name in one step, so a
-    reader sees the old file or the new one. Raises ModelError if the folder cannot be written.
+    Raises ModelError if it cannot be written.
     """
-    target = Path(path)
-    data = model.SerializeToString(deterministic=True)
-    try:
-        handle, temporary = tempfile.mkstemp(
-            dir=target.parent, prefix=f".{target.name}.", suffix=".part"
-        )
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, target)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError as error:
-        raise ModelError(f"{target} cannot be written: {error.strerror or error}") from error
-    return target
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    return write_file(path, model.SerializeToString(deterministic=True))
 
 
 class SavedLayer(NamedTuple):
@@ -142,11 +117,7 @@ def read_model(path: str | os.PathLike[str]) -> SavedLayer:
 
     Raises ModelError if `path` is missing, is no ONNX file, is not ours, is newer or damaged.
     """
-    where = os.fspath(path)
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise ModelError(f"{where} cannot be read: {error.strerror or error}") from error
+    data, where = read_file(path), os.fspath(path)
     try:
         model = onnx.ModelProto.FromString(data)
     except DecodeError as error:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from .checks import Array
+from .checks import Array, to_array
 from .errors import InputError
 
 
@@ -86,10 +86,7 @@ def fold_call(layer: str, inputs: object, mask: object, dtype: np.dtype[Any]) ->
 
 
 def _as_float(name: str, tensor: object, dtype: np.dtype[Any]) -> Array:
-    try:
-        array = np.asarray(tensor)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{name}: expected an array; received {tensor!r}") from error
+    array = to_array(name, f"{name}: expected an array of floats", tensor)
     # ml_dtypes' floats have kind "V" or "f" depending on the type; the name is stable.
     if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
         raise InputError(
@@ -132,7 +129,7 @@ def _fold(array: Array, leading: Sequence[int], kept: int) -> Array:
 def _fold_mask(name: str, entry: object, owner: Array, leading: tuple[int, ...]) -> Array:
     length = owner.shape[-2]
     expected = f"{name}: expected bool{[*leading, length]}"
-    mask = np.asarray(entry)
+    mask = to_array(name, expected, entry)
     if mask.dtype != np.bool_:
         raise InputError(
             f"{expected}; received {mask.dtype}{list(mask.shape)}. Cast it: {name}.astype(bool)"

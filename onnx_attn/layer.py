@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 
-from .checks import Array
+from .checks import Array, shown, to_array
 from .configuration import (
     DTYPES,
     ExportOptions,
@@ -60,7 +60,12 @@ class _AttentionLayer:
         Raises InputError for another count or shape.
         """
         names = self._config.weight_names
-        given = list(weights)
+        try:
+            given = list(weights)
+        except TypeError as error:
+            raise InputError(
+                f"set_weights: expected a list of {len(names)} weights; received {shown(weights)}"
+            ) from error
         if len(given) != len(names):
             raise InputError(
                 f"set_weights: this layer has {len(names)} weights "
@@ -73,11 +78,8 @@ class _AttentionLayer:
     def _checked(self, name: str, weight: object) -> Array:
         dims = self._config.weight_dims(name)
         expected = f"{name}: expected a {'vector [dim]' if dims else 'scalar'} of numbers"
-        try:
-            array = np.asarray(weight)
-            numbers = array.dtype.kind in "fiu" or array.dtype.name == "bfloat16"
-        except (ValueError, TypeError) as error:
-            raise InputError(f"{expected}; received {weight!r}") from error
+        array = to_array(name, expected, weight)
+        numbers = array.dtype.kind in "fiu" or array.dtype.name == "bfloat16"
         if not numbers or array.ndim != len(dims):
             raise InputError(f"{expected}; received {array.dtype}{list(array.shape)}")
         if dims and self._weights and array.shape != self._weights[name].shape:
@@ -112,7 +114,9 @@ class _AttentionLayer:
         """The mask of the output: query_mask, or None. Arguments as in a call."""
         check_inputs(self._config.layer, inputs)
         query_mask, _ = check_mask(self._config.layer, mask)
-        return None if query_mask is None else np.asarray(query_mask)
+        if query_mask is None:
+            return None
+        return to_array("query_mask", "query_mask: expected bool[..., Tq]", query_mask)
 
     def compute_output_shape(self, input_shape: Sequence[Sequence[int | None]]) -> tuple[Any, ...]:
         """[..., Tq, value_dim] from the shapes of [query, value] or [query, value, key]."""

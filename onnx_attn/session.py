@@ -7,33 +7,59 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import onnxruntime
 
-from .checks import Array, as_array, as_mapping, check_shapes, known_names
+from .checks import Array, as_array, as_mapping, check_shapes, known_names, shown
 from .configuration import Metadata, TensorSpec, contract, numpy_dtype, read_metadata
-from .device import available_threads, provider_of, providers_for
+from .device import Device, device_of, require_runtime, start
 from .errors import InputError, ModelError, OnnxAttnError
+from .files import as_path, read_file
+from .model_bytes import check_external_files, external_files, metadata_of
+from .threads import available_threads
 
 # Validated shapes remembered per session: enough for bucketed lengths, bounded for random ones.
 REMEMBERED_SHAPES = 1024
-BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
+MOST_THREADS = 1024
+FATAL = 4  # ONNX Runtime's log levels: below it, what it logs is also in what it raises
+ONNX_TYPES = {"bool": 9, "float16": 10, "bfloat16": 16, "float32": 1, "float64": 11}
+ORT_TYPES = {
+    "tensor(bool)": "bool",
+    "tensor(float16)": "float16",
+    "tensor(bfloat16)": "bfloat16",
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+}
 
 
 class AttentionSession:
-    """A file that `Attention.export` wrote, ready to run.
+    """A file that `Attention.export` wrote, ready to run; safe to call from many threads.
+
+    It can be pickled and sent to other processes (the path or the bytes and these arguments go,
+    the file is opened again there), and is a context manager that closes at its end.
 
     Args:
         model: path of the file, or its bytes.
-        device: "cpu", "cuda", "cuda:1", or "auto" (CUDA if it really starts, else CPU).
-        threads: threads inside one operator; None takes those the process may use.
+        device: "cpu", "cuda", "cuda:1", or "auto" (CUDA if it really starts, else the CPU, said
+            once on the logger "onnx_attn"). `.device` tells what runs.
+        threads: CPU threads inside one operator, 1 to 1024; None takes what the CPU affinity and
+            the cgroup quota of this process grant.
+        spin: let worker threads spin for some ms after a call (True), or sleep (False). Measured
+            with 2 threads: 1x128x128x64 takes 0.05 ms spinning and 0.09 asleep, 1x512x512x64
+            0.38 and 0.45; but one call every 50 ms keeps 0.8 of a core busy spinning, 0.02
+            asleep. Without spinning where processes or sessions share cores. With threads=1
+            nothing spins.
+        use_tf32: let CUDA round float32 products to 10 bits of mantissa: faster, errors of about
+            1e-3 relative instead of 1e-6.
+        memory_limit: most bytes that CUDA may hold for this session; it grows by what is asked
+            for instead of by powers of two.
 
     Raises:
-        ModelError: the file is missing, broken, not ours, or newer than this package.
-        DeviceError: the device is not there.
+        ModelError: the file is missing, broken, not ours, newer than this package, or points at
+            files outside its folder.
+        DeviceError: the device is not there; says what is missing.
         InputError: an argument is no possible value.
     """
 
@@ -42,23 +68,54 @@ class AttentionSession:
         model: str | os.PathLike[str] | bytes,
         device: str = "auto",
         threads: int | None = None,
+        *,
+        spin: bool = True,
+        use_tf32: bool = False,
+        memory_limit: int | None = None,
     ) -> None:
-        where = "the model" if isinstance(model, bytes) else os.fspath(model)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = available_threads() if threads is None else threads
-        self.ort_session = _open(model, where, options, providers_for(device))
-        self.device = provider_of(self.ort_session)
-        metadata = read_metadata(dict(self.ort_session.get_modelmeta().custom_metadata_map), where)
+        self._session: onnxruntime.InferenceSession | None = None
+        if not isinstance(spin, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InputError(f"spin must be True or False; received {shown(spin)}")
+        require_runtime()
+        wanted = Device.parse(device, use_tf32, memory_limit)
+        if not isinstance(model, bytes):
+            try:
+                model = os.fspath(as_path(model).absolute())
+            except InputError as error:
+                raise InputError(
+                    f"model: expected the path of a file or its bytes; received {shown(model)}"
+                ) from error
+        where = "the model" if isinstance(model, bytes) else model
+        data = model if isinstance(model, bytes) else read_file(model)
+        metadata = read_metadata(metadata_of(data, where), where)
+        outside = external_files(data, where)
+        check_external_files(outside, None if isinstance(model, bytes) else as_path(model), where)
+        # The bytes just checked, unless the runtime has to find other files beside the path.
+        source = cast("str", model) if outside else data
+        options = _options(_thread_count(threads), spin)
+        self._session = start(lambda providers: _open(source, where, options, providers), wanted)
         specs = contract(metadata.config, metadata.options)
+        _check_graph(self._session, specs.inputs, specs.outputs, where)
+        #: Where the file runs, read back from the runtime: "cpu", "cuda:0", ...
+        self.device: str = device_of(self._session, wanted.index)
+        #: Inputs and outputs by name, in the file's order.
         self.inputs: dict[str, TensorSpec] = specs.inputs
         self.outputs: dict[str, TensorSpec] = specs.outputs
-        _check_names(self.ort_session, specs.inputs, specs.outputs, where)
+        self._arguments: dict[str, Any] = {
+            "model": model,
+            "device": device,
+            "threads": threads,
+            "spin": spin,
+            "use_tf32": use_tf32,
+            "memory_limit": memory_limit,
+        }
         self._metadata = metadata
+        self._dtypes = {name: numpy_dtype(spec.dtype) for name, spec in specs.inputs.items()}
         self._defaults = _defaults(metadata, specs.inputs)
-        self._seen: set[tuple[tuple[str, tuple[int, ...]], ...]] = set()
+        self._seen: set[tuple[tuple[int, ...] | None, ...]] = set()
         self._output_names = list(specs.outputs)
-        self._bfloat16 = metadata.config.floats.tensor == "bfloat16"
+        # bfloat16 reaches ONNX Runtime only as bits under a stated type.
+        self._bound = metadata.config.floats.tensor == "bfloat16"
 
     @property
     def config(self) -> dict[str, Any]:
@@ -69,6 +126,40 @@ class AttentionSession:
     def export_options(self) -> dict[str, Any]:
         """The options the file was exported with."""
         return dict(vars(self._metadata.options))
+
+    @property
+    def ort_session(self) -> onnxruntime.InferenceSession:
+        """ONNX Runtime's own session, for all it can do; raises OnnxAttnError once closed."""
+        session = self._session
+        if session is None:
+            raise OnnxAttnError("this session is closed; open the file again to run it")
+        return session
+
+    def close(self) -> None:
+        """Let go of the runtime's session and its memory; calls that are running finish."""
+        self._session = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self._arguments, "closed": self._session is None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        arguments = dict(state)
+        closed = arguments.pop("closed")
+        self.__init__(**arguments)
+        if closed:
+            self.close()
+
+    def __repr__(self) -> str:
+        model = self._arguments["model"]
+        shown_model = f"<{len(model)} bytes>" if isinstance(model, bytes) else repr(model)
+        where = repr(self.device) if self._session is not None else "closed"
+        return f"AttentionSession({shown_model}, device={where})"
 
     def __call__(
         self,
@@ -98,6 +189,7 @@ class AttentionSession:
 
         Raises:
             InputError: a tensor does not fit the file or the others.
+            OnnxAttnError: the runtime failed (memory above all), or the session is closed.
         """
         feeds = {"query": query, "value": value}
         for name, given in (
@@ -115,72 +207,141 @@ class AttentionSession:
         return tuple(results.values())
 
     def run(
-        self, feeds: Mapping[str, object], outputs: Iterable[str] | None = None
-    ) -> dict[str, Array]:
+        self,
+        feeds: Mapping[str, object],
+        outputs: Iterable[str] | None = None,
+        *,
+        ort_values: bool = False,
+    ) -> dict[str, Any]:
         """Run the file by its own names.
 
         Args:
-            feeds: arrays by input name, as `.inputs` lists them. A missing key is fed `value`;
-                missing masks, scale and training take their defaults.
+            feeds: arrays or `onnxruntime.OrtValue`s by input name, as `.inputs` lists them. A
+                missing key is fed `value`; missing masks, scale and training take their
+                defaults. onnx_attn.checks says which arrays are taken.
             outputs: names of the outputs wanted, in that order; None means all.
+            ort_values: return OrtValues that stay on the session's device, not arrays.
 
         Returns:
-            The arrays by output name.
+            The arrays (or OrtValues) by output name.
 
         Raises:
             InputError: a name is unknown or missing, or a tensor does not fit.
+            OnnxAttnError: the runtime failed (memory above all), or the session is closed.
         """
-        arrays = self._feeds(as_mapping(feeds))
+        session = self._session
+        if session is None:
+            session = self.ort_session  # says that it is closed
+        arrays, bound = self._feeds(as_mapping(feeds))
         names = self._output_names if outputs is None else self._wanted(outputs)
         try:
-            if self._bfloat16:
-                results = self._run_bound(names, arrays)
+            if bound or ort_values or self._bound:
+                results = self._run_bound(session, names, arrays, ort_values)
             else:
-                results = cast("list[Array]", self.ort_session.run(names, arrays))
+                results = session.run(names, arrays)
         except Exception as error:
-            raise OnnxAttnError(f"ONNX Runtime failed on this file: {error}") from error
+            raise _run_error(error, self.device) from error
         return dict(zip(names, results, strict=True))
 
-    def _feeds(self, feeds: Mapping[str, object]) -> dict[str, Array]:
-        known_names(feeds, self.inputs, "input")
-        arrays: dict[str, Array] = {}
-        for name, spec in self.inputs.items():
-            given = feeds.get(name)
-            if given is not None:
-                arrays[name] = as_array(spec, given)
-            elif name == "key" and "value" in arrays:
-                arrays[name] = arrays["value"]
-            elif name in self._defaults:
-                arrays[name] = self._defaults[name]
-            elif not spec.optional:
-                raise InputError(
-                    f"{name} is missing: expected {spec}; given: {', '.join(feeds) or 'nothing'}"
-                )
-        shapes = tuple((name, array.shape) for name, array in arrays.items())
-        if shapes not in self._seen:
-            check_shapes(self.inputs, dict(shapes))
+    def _feeds(self, feeds: Mapping[str, object]) -> tuple[dict[str, Any], bool]:
+        """The tensors of every input, and whether one of them is an OrtValue."""
+        arrays: dict[str, Any] = {}
+        shapes: list[tuple[int, ...] | None] = []
+        found, bound = 0, False
+        for name, dtype in self._dtypes.items():
+            given: Any = feeds.get(name)
+            if given is None:
+                if name == "key" and "value" in arrays:
+                    given = arrays["value"]
+                    shape = shapes[1]
+                elif name in self._defaults:
+                    given = self._defaults[name]
+                    shape = given.shape
+                elif self.inputs[name].optional:
+                    shapes.append(None)
+                    continue
+                else:
+                    known_names(feeds, self.inputs, "input")
+                    raise InputError(
+                        f"{name} is missing: expected {self.inputs[name]}; given: "
+                        f"{', '.join(feeds) or 'nothing'}"
+                    )
+                found += name in feeds
+            else:
+                found += 1
+                if isinstance(given, onnxruntime.OrtValue):
+                    shape = _shape_of_ort_value(self.inputs[name], given)
+                    bound = True
+                else:
+                    # dtype objects of NumPy's own types are single: `is` is the cheap test.
+                    if not (
+                        type(given) is np.ndarray
+                        and given.dtype is dtype
+                        and given.flags.c_contiguous
+                    ):
+                        given = as_array(self.inputs[name], given)
+                    shape = given.shape
+            arrays[name] = given
+            shapes.append(shape)
+        if found != len(feeds):
+            known_names(feeds, self.inputs, "input")
+        signature = tuple(shapes)
+        if signature not in self._seen:
+            given_shapes = zip(self.inputs, signature, strict=True)
+            check_shapes(
+                self.inputs, {name: shape for name, shape in given_shapes if shape is not None}
+            )
             if len(self._seen) >= REMEMBERED_SHAPES:
                 self._seen.clear()
-            self._seen.add(shapes)
-        return arrays
+            self._seen.add(signature)
+        return arrays, bound
 
-    def _wanted(self, outputs: Iterable[str]) -> list[str]:
+    def _wanted(self, outputs: object) -> list[str]:
         if isinstance(outputs, str):
             outputs = [outputs]
-        names = list(outputs)
-        known_names(dict.fromkeys(names), self.outputs, "output")
+        listed = f"outputs of this file: {', '.join(self.outputs)}"
+        if not isinstance(outputs, Iterable):
+            raise InputError(
+                f"outputs must be a list of names; received {shown(outputs)}; {listed}"
+            )
+        names = list(cast("Iterable[object]", outputs))
+        for name in names:
+            if not isinstance(name, str):
+                raise InputError(f"outputs: {shown(name)} is no name; {listed}")
+        strings = cast("list[str]", names)
+        known_names(dict.fromkeys(strings), self.outputs, "output")
         if not names:
-            raise InputError(f"outputs is empty; outputs of this file: {', '.join(self.outputs)}")
-        return names
+            raise InputError(f"outputs is empty; {listed}")
+        return strings
 
-    def _run_bound(self, names: list[str], arrays: dict[str, Array]) -> list[Array]:
-        """bfloat16 reaches ONNX Runtime only as bits under a stated type, both ways."""
-        binding = self.ort_session.io_binding()
+    def _run_bound(
+        self,
+        session: onnxruntime.InferenceSession,
+        names: list[str],
+        feeds: Mapping[str, Any],
+        ort_values: bool,
+    ) -> list[Any]:
+        """Run by IOBinding, the way in and out for OrtValues and bfloat16."""
+        binding = session.io_binding()
+        # The runtime reads an array's own memory: `values` keeps it until the run has ended.
+        values = {name: _ort_value(given, self.inputs[name]) for name, given in feeds.items()}
+        for name, value in values.items():
+            binding.bind_ortvalue_input(name, value)
+        kind, _, index = self.device.partition(":")
+        if not ort_values and not self._bound:
+            for name in names:
+                binding.bind_output(name)
+            session.run_with_iobinding(binding)
+            return [value.numpy() for value in binding.get_outputs()]
+        if ort_values:
+            for name in names:
+                binding.bind_output(name, kind, int(index or 0))
+            session.run_with_iobinding(binding)
+            return list(binding.get_outputs())
+        # OrtValue.numpy() refuses bfloat16: the outputs are written into arrays of ours.
         sizes: dict[str | int, int] = {}
-        for name, array in arrays.items():
-            spec = self.inputs[name]
-            sizes.update(zip(spec.dims, array.shape, strict=True))
-            binding.bind_ortvalue_input(name, _ort_value(array, spec))
+        for name, value in values.items():
+            sizes.update(zip(self.inputs[name].dims, value.shape(), strict=True))
         if "key" not in self.inputs:
             sizes["value_dim"] = sizes["dim"]
         results: list[Array] = []
@@ -189,52 +350,118 @@ class AttentionSession:
             shape = [dim if isinstance(dim, int) else sizes[dim] for dim in spec.dims]
             results.append(np.empty(shape, numpy_dtype(spec.dtype)))
             binding.bind_ortvalue_output(name, _ort_value(results[-1], spec))
-        self.ort_session.run_with_iobinding(binding)
+        session.run_with_iobinding(binding)
         return results
 
 
-def _ort_value(array: Array, spec: TensorSpec) -> onnxruntime.OrtValue:
+def _ort_value(given: Any, spec: TensorSpec) -> onnxruntime.OrtValue:
+    if isinstance(given, onnxruntime.OrtValue):
+        return given
     if spec.dtype == "bfloat16":
         return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(
-            array.view(np.uint16), BFLOAT16
+            given.view(np.uint16), ONNX_TYPES["bfloat16"]
         )
-    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+    return onnxruntime.OrtValue.ortvalue_from_numpy(given)
+
+
+def _shape_of_ort_value(spec: TensorSpec, value: onnxruntime.OrtValue) -> tuple[int, ...]:
+    """Its shape; raises InputError unless it is a tensor of the spec's dtype."""
+    received = value.data_type() if value.has_value() else "an empty OrtValue"
+    if ORT_TYPES.get(received) != spec.dtype:
+        raise InputError(
+            f"{spec.name}: expected {spec.dtype}[{', '.join(str(dim) for dim in spec.dims)}]; "
+            f"received an OrtValue of {received}. Make it from an array of {spec.dtype}"
+        )
+    return tuple(value.shape())
+
+
+def _thread_count(threads: object) -> int:
+    if threads is None:
+        return available_threads()
+    if type(threads) is not int or not 1 <= threads <= MOST_THREADS:
+        raise InputError(
+            f"threads must be an integer from 1 to {MOST_THREADS}, or None for the "
+            f"{available_threads()} this process may use; received {shown(threads)}"
+        )
+    return threads
+
+
+def _options(threads: int, spin: bool) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = FATAL
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
+    # Otherwise a file's name or first bytes may choose ONNX Runtime's own, unchecked format.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    return options
 
 
 def _open(
-    model: str | os.PathLike[str] | bytes,
+    source: str | bytes,
     where: str,
     options: onnxruntime.SessionOptions,
     providers: list[Any],
 ) -> onnxruntime.InferenceSession:
-    if not isinstance(model, bytes) and not Path(model).is_file():
-        raise ModelError(f"{where} is no file. Export one with Attention(...).export(path)")
-    source = model if isinstance(model, bytes) else os.fspath(model)
     try:
-        return onnxruntime.InferenceSession(source, options, providers=providers)
-    except Exception as error:
+        # No fallback: it would print, and change the device behind the user's back.
+        return onnxruntime.InferenceSession(source, options, providers=providers, enable_fallback=0)
+    except Exception as error:  # UnicodeDecodeError and others come out of broken files
         raise ModelError(
-            f"{where} cannot be loaded by ONNX Runtime: it is not an ONNX file, is cut short, or "
-            f"is newer than onnxruntime {onnxruntime.__version__}. ONNX Runtime says: {error}"
+            f"{where} cannot be loaded by ONNX Runtime: it is cut short or damaged, or needs a "
+            f"newer runtime than onnxruntime {onnxruntime.__version__}. "
+            f"ONNX Runtime says: {_one_line(error)}"
         ) from error
 
 
-def _check_names(
+def _run_error(error: Exception, device: str) -> OnnxAttnError:
+    text = _one_line(error)
+    if isinstance(error, MemoryError) or any(
+        words in text
+        for words in ("bad_alloc", "allocate memory", "out of memory", "smaller than requested")
+    ):
+        return OnnxAttnError(
+            f"this call needs more memory than there is on {device}. Give a smaller batch or "
+            "shorter query and value, or a file without attention_scores. "
+            f"ONNX Runtime says: {text}"
+        )
+    return OnnxAttnError(f"ONNX Runtime failed on this call, on {device}: {text}")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _check_graph(
     session: onnxruntime.InferenceSession,
     inputs: Mapping[str, TensorSpec],
     outputs: Mapping[str, TensorSpec],
     where: str,
 ) -> None:
-    required = [entry.name for entry in session.get_inputs()]
-    overridable = {entry.name for entry in session.get_overridable_initializers()}
-    found = [entry.name for entry in session.get_outputs()]
-    plain = [name for name, spec in inputs.items() if not spec.optional]
-    optional = {name for name, spec in inputs.items() if spec.optional}
-    if required != plain or not optional <= overridable or found != list(outputs):
+    """Raise ModelError unless the graph has the names and types that the metadata promises."""
+    try:
+        found = _types(session.get_inputs())
+        optional = _types(session.get_overridable_initializers())
+        results = _types(session.get_outputs())
+    except Exception as error:  # names that are no text
+        raise ModelError(f"{where} is damaged: its names cannot be read") from error
+    required = [(name, spec.dtype) for name, spec in inputs.items() if not spec.optional]
+    overridable = {(name, spec.dtype) for name, spec in inputs.items() if spec.optional}
+    promised = [(name, spec.dtype) for name, spec in outputs.items()]
+    if found != required or not overridable <= set(optional) or results != promised:
         raise ModelError(
-            f"{where} is damaged: its metadata promises inputs {list(inputs)} and outputs "
-            f"{list(outputs)}, its graph has {required + sorted(overridable)} and {found}"
+            f"{where} is damaged: its metadata promises inputs {_listed(required)} "
+            f"{_listed(sorted(overridable))} and outputs {_listed(promised)}; its graph has "
+            f"{_listed(found)} {_listed(optional)} and {_listed(results)}"
         )
+
+
+def _types(entries: Iterable[onnxruntime.NodeArg]) -> list[tuple[str, str]]:
+    return [(entry.name, ORT_TYPES.get(entry.type, entry.type)) for entry in entries]
+
+
+def _listed(entries: Iterable[tuple[str, str]]) -> str:
+    return "[" + ", ".join(f"{name} {dtype}" for name, dtype in entries) + "]"
 
 
 def _defaults(metadata: Metadata, inputs: Mapping[str, TensorSpec]) -> dict[str, Array]:

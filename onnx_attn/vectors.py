@@ -24,6 +24,7 @@ from .errors import ModelError
 Array = np.ndarray[Any, np.dtype[Any]]
 Kind = Literal["input", "output"]
 
+MODEL = "model.onnx"
 SET_PREFIX = "test_data_set_"
 
 
@@ -150,27 +151,29 @@ def _read_tensors(folder: Path, kind: Kind) -> dict[str, Array]:
         raise ModelError(f"{folder} has no {missing}: files are numbered from 0 without gaps")
     arrays: dict[str, Array] = {}
     for name in expected:
-        tensor = _read_tensor(folder / name)
-        if not tensor.name or tensor.name in arrays:
-            raise ModelError(
-                f"{folder / name} must name its tensor, each once; it is called {tensor.name!r}"
-            )
-        arrays[tensor.name] = _to_array(tensor, folder / name)
+        path = folder / name
+        tensor, array = parse_tensor(_read(path), path)
+        if tensor in arrays:
+            raise ModelError(f"{path}: {tensor} is there already, in a file before it")
+        arrays[tensor] = array
     return arrays
 
 
-def _read_tensor(path: Path) -> onnx.TensorProto:
+def parse_tensor(data: bytes, path: Path) -> tuple[str, Array]:
+    """Name and numbers of a serialized TensorProto; `path` is for the message.
+
+    Raises ModelError if it is none, has no name, or keeps its numbers elsewhere.
+    """
     try:
-        return onnx.TensorProto.FromString(_read(path))
+        tensor = onnx.TensorProto.FromString(data)
     except DecodeError as error:
         raise ModelError(f"{path} is damaged: it is no TensorProto") from error
-
-
-def _to_array(tensor: onnx.TensorProto, path: Path) -> Array:
+    if not tensor.name:
+        raise ModelError(f"{path} does not name its tensor")
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         raise ModelError(f"{path} keeps its numbers in another file; test vectors hold their own")
     try:
-        return cast("Array", numpy_helper.to_array(tensor))
+        return tensor.name, cast("Array", numpy_helper.to_array(tensor))
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(f"{path} is damaged: {error}") from error
 

@@ -11,7 +11,8 @@ __all__ = ["load_commands", "main"]
 
 def load_commands() -> typer.Typer:
     """The app with every command in it."""
-    from . import demo, export, inspect, run  # noqa: F401  each adds its command
+    # Each adds its command to the app.
+    from . import demo, doctor, export, inspect, models, run, verify  # noqa: F401
     from .app import app
 
     return app

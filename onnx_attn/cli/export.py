@@ -64,7 +64,12 @@ def export(
     ] = None,
     concat_score_weight_value: Annotated[
         float | None,
-        typer.Option(help="The trained concat_score_weight.", rich_help_panel=WEIGHTS),
+        typer.Option(
+            "--concat-score-weight-value",
+            "--concat-score-weight",
+            help="The trained concat_score_weight.",
+            rich_help_panel=WEIGHTS,
+        ),
     ] = None,
     from_keras: Annotated[
         str | None,
@@ -117,8 +122,10 @@ def export(
     ] = None,
     opset: Annotated[int | None, typer.Option(help="17 to 21.", rich_help_panel=FILE)] = None,
     dims: Annotated[
-        str | None,
-        typer.Option(help="Sizes to fix, like batch=1,dim=64.", rich_help_panel=FILE),
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=SIZE", help="Sizes to fix, like batch=1,dim=64.", rich_help_panel=FILE
+        ),
     ] = None,
 ) -> None:
     """Write an attention layer as one ONNX file."""
@@ -131,7 +138,7 @@ def export(
         "training": training,
         "schedule": schedule,
         "opset": opset,
-        "dims": None if dims is None else _sizes(dims),
+        "dims": _sizes(",".join(dims)) if dims else None,
     }
     if from_keras is not None:
         arguments = (layer, use_scale, score_mode, causal, dropout, seed, dtype, name)

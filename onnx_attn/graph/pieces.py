@@ -104,9 +104,14 @@ class Steps:
         """softmax(scores + bias) @ value: the attended values and the weights."""
         scores = self.scores(op, query, key)
         if bias is not None:
+            shape = op.Shape(scores, _outputs=["scores_shape"])
             scores = op.call_inline(
                 functions.masked_scores, scores, bias, _outputs=["scores_masked"]
             )
+            if self.tensors.value_mask is not None:
+                # A key of length 1 would be broadcast to a longer mask, and so fit a longer value.
+                scores = op.Reshape(scores, shape, _outputs=["scores_checked"])
+                scores.producer().name = "scores__value_mask_must_fit_the_key"
         weights = op.call_inline(functions.softmax_weights, scores, _outputs=["weights"])
         weights = self.drop(op, weights)
         attended = op.call_inline(functions.weighted_sum, weights, value, _outputs=["attended"])
