@@ -125,10 +125,13 @@ class Steps:
         """
         if self.has_dot_scores:
             if bias is None:
-                return op.call_inline(functions.dot_row_scores, query, key, _outputs=["scores"])
-            return op.call_inline(
-                functions.masked_dot_row_scores, query, key, bias, _outputs=["scores_masked"]
-            )
+                scores = op.call_inline(functions.dot_row_scores, query, key, _outputs=["scores"])
+            else:
+                scores = op.call_inline(
+                    functions.masked_dot_row_scores, query, key, bias, _outputs=["scores_masked"]
+                )
+            scores.producer().name = "scores__query_and_key_must_have_the_same_dim"
+            return scores
         queries, keys = op.Unsqueeze(query, [0]), op.Unsqueeze(key, [0])
         scores = op.Squeeze(self.scores(op, queries, keys), [0])
         if bias is None:

@@ -21,7 +21,7 @@ import numpy as np
 import onnx_ir as ir
 
 from . import functions
-from .causal import causal_triangle
+from .causal import causal_triangle, same_length
 from .dense import small_dense
 from .pieces import Steps, branches, subgraph
 from .thresholds import HIDDEN, block_size, key_length, query_length, something_is_empty
@@ -59,10 +59,12 @@ def walk(op, steps, scores_wanted):
         "value": (same_length(op, tensors.value, keys), steps.compute, ("Tv", "value_dim")),
     }
     if tensors.value_mask is not None:
-        mask = mask_of_rows(op, tensors.value_mask, tensors.query, keys, "value_mask")
+        mask = mask_of_rows(op, tensors.value_mask, tensors.query, keys)
+        mask.producer().name = "value_mask_must_fit_the_key"
         rows |= plan.mask_facts(op, mask)
     if tensors.query_mask is not None:
-        mask = mask_of_rows(op, tensors.query_mask, tensors.query, plan.query_length, "query_mask")
+        mask = mask_of_rows(op, tensors.query_mask, tensors.query, plan.query_length)
+        mask.producer().name = "query_mask__batches_and_masks_must_fit_the_query"
         rows["query_mask"] = (mask, ir.DataType.BOOL, ("Tq",))
     if steps.config.causal:
         plan.triangle = causal_triangle(op, steps, plan.block)
@@ -80,31 +82,19 @@ def walk(op, steps, scores_wanted):
         num_scan_inputs=len(rows),
         _outputs=["attended", "weights"][: 1 + scores_wanted],
     )
-    return tuple(results) if scores_wanted else (results,)
+    results = tuple(results) if scores_wanted else (results,)
+    results[0].producer().name = "rows__batches_and_masks_must_fit_the_query"
+    return results
 
 
-def mask_of_rows(op, mask, query, length, name):
+def mask_of_rows(op, mask, query, length):
     """A mask of every batch row, [batch, length]; one that does not fit is the runtime's error.
 
     Expand alone would let a mask longer than an axis of 1 stretch that axis.
     """
     batch = op.Shape(query, start=0, end=1, _outputs=["batch_size"])
     shape = op.Concat(batch, length, axis=0)
-    fitted = op.Reshape(op.Expand(mask, shape), shape, _outputs=[f"{name}_of_rows"])
-    fitted.producer().name = f"{name}_must_fit_its_batch_and_length"
-    return fitted
-
-
-def same_length(op, value, key_length):
-    """`value` if it is as long as the key; any other length is the runtime's error.
-
-    Slices of both up to one bound would hide the difference.
-    """
-    head = op.Shape(value, start=0, end=1)
-    tail = op.Shape(value, start=2, end=3)
-    checked = op.Reshape(value, op.Concat(head, key_length, tail, axis=0), _outputs=["value_rows"])
-    checked.producer().name = "key_and_value_must_have_the_same_length"
-    return checked
+    return op.Reshape(op.Expand(mask, shape), shape, _outputs=["mask_of_rows"])
 
 
 @dataclass
