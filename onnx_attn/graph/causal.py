@@ -10,24 +10,23 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from . import functions
+from .guards import guarded
 from .pieces import Steps, subgraph
-from .thresholds import HIDDEN, key_length, query_length
+from .thresholds import HIDDEN, query_length
 
 
 def causal_blocks(op, steps: Steps, block):
     """The output [batch, Tq, value_dim], where Tq is a multiple of `block` and at most Tv."""
-    tensors = steps.tensors
-    batch = op.Shape(tensors.query, start=0, end=1, _outputs=["batch_size"])
+    steps, batch, _ = guarded(op, steps)
+    query, key, value = steps.tensors.query, steps.tensors.key, steps.tensors.value
     queries = query_length(op, steps)
-    key = of_batch(op, tensors.key, batch)
-    value = of_batch(op, same_length(op, tensors.value, key_length(op, steps)), batch)
-    query_dim = op.Shape(tensors.query, start=2, end=3, _outputs=["dim_size"])
+    query_dim = op.Shape(query, start=2, end=3, _outputs=["dim_size"])
     value_dim = op.Shape(value, start=2, end=3, _outputs=["value_dim_size"])
     starts = op.Range(0, op.Squeeze(queries), op.Squeeze(block))
     starts = op.Unsqueeze(starts, [1], _outputs=["block_starts"])
     ends = op.Add(starts, block, _outputs=["block_ends"])
     triangle = causal_triangle(op, steps, block)
-    query = steps.prepare_query(op, tensors.query)
+    query = steps.prepare_query(op, query)
     query = op.Reshape(query, op.Concat(batch, [-1], block, query_dim, axis=0))
     blocks = op.Transpose(query, perm=[1, 0, 2, 3], _outputs=["query_blocks"])
 
@@ -64,27 +63,6 @@ def causal_blocks(op, steps: Steps, block):
     rows = op.Transpose(attended, perm=[1, 0, 2, 3], _outputs=["attended_rows"])
     shape = op.Concat(batch, queries, value_dim, axis=0)
     return (op.Reshape(rows, shape, _outputs=["attended"]),)
-
-
-def same_length(op, value, key_length):
-    """`value` if it is as long as the key; any other length is the runtime's error.
-
-    Slices of both up to one bound would hide the difference.
-    """
-    batch = op.Shape(value, start=0, end=1)
-    value_dim = op.Shape(value, start=2, end=3)
-    shape = op.Concat(batch, key_length, value_dim, axis=0)
-    checked = op.Reshape(value, shape, _outputs=["value_of_keys"])
-    checked.producer().name = "key_and_value_must_have_the_same_length"
-    return checked
-
-
-def of_batch(op, tensor, batch):
-    """`tensor` if it has that many rows; MatMul would stretch a single row over all others."""
-    shape = op.Concat(batch, op.Shape(tensor, start=1, end=3), axis=0)
-    checked = op.Reshape(tensor, shape, _outputs=["of_batch"])
-    checked.producer().name = "batches_and_masks_must_fit_the_query"
-    return checked
 
 
 def causal_triangle(op, steps, block):

@@ -21,10 +21,11 @@ import numpy as np
 import onnx_ir as ir
 
 from . import functions
-from .causal import causal_triangle, same_length
+from .causal import causal_triangle
 from .dense import small_dense
+from .guards import BATCHES, guarded, mask_of_rows
 from .pieces import Steps, branches, subgraph
-from .thresholds import HIDDEN, block_size, key_length, query_length, something_is_empty
+from .thresholds import HIDDEN, block_size, query_length, something_is_empty
 
 
 INT64 = ir.TensorType(ir.DataType.INT64)
@@ -49,22 +50,21 @@ def tiled(op, steps: Steps, scores_wanted: bool):
 
 
 def walk(op, steps, scores_wanted):
-    """All batch rows: a Scan over the batch, whose lengths must agree or the runtime refuses."""
-    tensors = steps.tensors
-    keys = key_length(op, steps)
+    """All batch rows: a Scan over the batch."""
+    masks = steps.tensors
+    steps, batch, keys = guarded(op, steps)
+    query, key, value = steps.tensors.query, steps.tensors.key, steps.tensors.value
     plan = Walk(steps, scores_wanted, query_length(op, steps), keys, block_size(op, steps))
     rows = {
-        "query": (tensors.query, steps.compute, ("Tq", "dim")),
-        "key": (tensors.key, steps.compute, ("Tv", "dim")),
-        "value": (same_length(op, tensors.value, keys), steps.compute, ("Tv", "value_dim")),
+        "query": (query, steps.compute, ("Tq", "dim")),
+        "key": (key, steps.compute, ("Tv", "dim")),
+        "value": (value, steps.compute, ("Tv", "value_dim")),
     }
-    if tensors.value_mask is not None:
-        mask = mask_of_rows(op, tensors.value_mask, tensors.query, keys)
-        mask.producer().name = "value_mask_must_fit_the_key"
+    if masks.value_mask is not None:
+        mask = mask_of_rows(op, masks.value_mask, batch, keys, "value_mask_must_fit_the_key")
         rows |= plan.mask_facts(op, mask)
-    if tensors.query_mask is not None:
-        mask = mask_of_rows(op, tensors.query_mask, tensors.query, plan.query_length)
-        mask.producer().name = "query_mask__batches_and_masks_must_fit_the_query"
+    if masks.query_mask is not None:
+        mask = mask_of_rows(op, masks.query_mask, batch, plan.query_length, f"query_mask__{BATCHES}")
         rows["query_mask"] = (mask, ir.DataType.BOOL, ("Tq",))
     if steps.config.causal:
         plan.triangle = causal_triangle(op, steps, plan.block)
@@ -82,19 +82,7 @@ def walk(op, steps, scores_wanted):
         num_scan_inputs=len(rows),
         _outputs=["attended", "weights"][: 1 + scores_wanted],
     )
-    results = tuple(results) if scores_wanted else (results,)
-    results[0].producer().name = "rows__batches_and_masks_must_fit_the_query"
-    return results
-
-
-def mask_of_rows(op, mask, query, length):
-    """A mask of every batch row, [batch, length]; one that does not fit is the runtime's error.
-
-    Expand alone would let a mask longer than an axis of 1 stretch that axis.
-    """
-    batch = op.Shape(query, start=0, end=1, _outputs=["batch_size"])
-    shape = op.Concat(batch, length, axis=0)
-    return op.Reshape(op.Expand(mask, shape), shape, _outputs=["mask_of_rows"])
+    return tuple(results) if scores_wanted else (results,)
 
 
 @dataclass
