@@ -108,7 +108,7 @@ CAUSAL = (
     Case("Tq < Tv", 2, 5, 9),
     Case("Tq > Tv", 2, 9, 5),
     ONE,
-    Case("long enough for blocks", 1, 640, 640, dim=4, value_dim=3),
+    Case("long enough for blocks", 1, 1024, 1024, dim=12, value_dim=3),
 )
 TAILS = Case("padded tails", 2, 8, 8, "tails", "tails")
 NO_MASK = Case("no mask: [[True]], Tq < Tv", 2, 5, 9)
@@ -125,7 +125,7 @@ MASKED = (
     HIDDEN_LARGE,
     NO_MASK,
     ONE_HIDDEN,
-    Case("long and ragged", 2, 320, 640, "open", "tails", dim=4, value_dim=3),
+    Case("long and ragged", 2, 768, 256, "open", "tails", dim=8, value_dim=3),
 )
 CAUSAL_MASKED = (TAILS, FRONT, FRONT_LARGE, NO_MASK, ONE_HIDDEN)
 

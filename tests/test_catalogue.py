@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx.backend.test.loader import load_model_tests
 
@@ -20,7 +22,7 @@ from onnx_attn.catalogue_readme import NOT_YET, section
 from onnx_attn.reference import raw_scores
 from onnx_attn.runtimes import RUNTIMES
 from onnx_attn.runtimes.python import OLDEST_ONNXRUNTIME, OPENVINO
-from onnx_attn.vectors import read_sets, read_tolerance
+from onnx_attn.vectors import VectorSet, read_sets, read_tolerance
 from onnx_attn.verify import find_models, load_model
 from onnx_attn.version import __version__
 
@@ -203,6 +205,36 @@ def test_large_scores_show_the_rule_for_fully_masked_rows(name: str) -> None:
         mean = inputs["value"].astype(float).mean(1, keepdims=True)
         rows = fully_masked(entry, number)
         assert np.abs(output - mean)[rows].max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["causal", "masked"])
+def test_short_and_long_sets_take_different_branches(name: str, tmp_path: Path) -> None:
+    """The vectors of a file that chooses by its shapes must make it choose both ways."""
+    walked = [
+        walks_blocks(MODELS / name, vectors, tmp_path) for vectors in read_sets(MODELS / name)
+    ]
+    if CATALOGUE[NAMES.index(name)].export_options.schedule == "dense":
+        assert not any(walked)
+    else:
+        assert [n for n, walks in enumerate(walked) if walks] == [
+            n for n, case in enumerate(CATALOGUE[NAMES.index(name)].cases) if "long" in case.what
+        ]
+
+
+def walks_blocks(folder: Path, vectors: VectorSet, scratch: Path) -> bool:
+    """Whether ONNX Runtime's profile of a run holds a loop over blocks."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.enable_profiling = True
+    options.profile_file_prefix = str(scratch / vectors.path.name)
+    session = onnxruntime.InferenceSession(
+        folder / "model.onnx", options, providers=["CPUExecutionProvider"]
+    )
+    session.run(None, vectors.inputs)
+    events = json.loads(Path(session.end_profiling()).read_text())
+    ran = {event.get("args", {}).get("op_name") for event in events}
+    assert "MatMul" in ran or "FusedMatMul" in ran or "Gemm" in ran
+    return bool(ran & {"Scan", "Loop"})
 
 
 def test_inputs_are_exact_in_every_float_type() -> None:

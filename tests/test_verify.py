@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from onnx import numpy_helper
 from typer.testing import CliRunner
 
 from onnx_attn import Attention, OnnxAttnError
+from onnx_attn.catalogue import CATALOGUE
+from onnx_attn.catalogue_files import entry_files
 from onnx_attn.cli import load_commands
+from onnx_attn.configuration import LayerConfig
 from onnx_attn.judge import compare, judge, judge_draws
 from onnx_attn.runtimes import RUNTIMES
 from onnx_attn.runtimes.base import Answer, Feed, RuntimeMissingError, Task
@@ -156,7 +160,7 @@ def swap_names(folder: Path) -> None:
     [
         (lambda m: cut(m / "model.onnx"), "model.onnx is not an ONNX file, or is cut short"),
         (lambda m: (m / "model.onnx").write_bytes(b"hello"), "model.onnx is not an ONNX file"),
-        (lambda m: (m / "model.onnx").unlink(), "model.onnx cannot be read"),
+        (lambda m: (m / "model.onnx").unlink(), "model.onnx does not exist"),
         (lambda m: not_ours(m / "model.onnx"), "not one that onnx_attn wrote"),
         (lambda m: [shutil.rmtree(p) for p in m.glob("test_*")], "has no test vectors"),
         (lambda m: (m / "test_data_set_1/input_1.pb").unlink(), "test_data_set_1 has no input_1"),
@@ -272,6 +276,18 @@ def test_dropout_is_judged_by_its_draws() -> None:
     }
     for runs, told in wrong.values():
         assert told in str(judge_draws(model, runs))
+
+
+def test_a_known_limit_is_told_from_a_failure(tmp_path: Path) -> None:
+    """NumPy has no bfloat16 that ONNX Runtime's binding takes; the reference evaluator does."""
+    entry = replace(CATALOGUE[0], config=LayerConfig(dtype="bfloat16"))
+    for name, data in entry_files(entry).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    result = onnx_attn("verify", tmp_path)
+    assert result.exit_code == 0, text_of(result)
+    assert "plain no (a)" in text_of(result)
+    assert "(a) ONNX Runtime: its binding takes no bfloat16 arrays" in text_of(result)
 
 
 def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

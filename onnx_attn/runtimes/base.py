@@ -69,6 +69,13 @@ class ModelFacts(NamedTuple):
         return [name for name, spec in self.contract.inputs.items() if spec.optional]
 
 
+def bfloat16_limit(facts: ModelFacts) -> str | None:
+    """The limit of bindings that take arrays whose type NumPy or JavaScript must know."""
+    if facts.config.floats.tensor == "bfloat16":
+        return "its binding takes no bfloat16 arrays"
+    return None
+
+
 class Runtime(Protocol):
     """A program that runs ONNX files."""
 

@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 from onnx.reference import ReferenceEvaluator
 
-from .base import Answer, Array, ModelFacts, Outputs, Report, Task, one_line
+from .base import Answer, Array, ModelFacts, Outputs, Report, Task, bfloat16_limit, one_line
 
 Run = Callable[[Outputs], Outputs]
 
@@ -30,9 +30,7 @@ class OnnxRuntime:
             yield _answer(_load_onnxruntime, task)
 
     def limit(self, facts: ModelFacts) -> str | None:
-        if facts.config.floats.tensor == "bfloat16":
-            return "NumPy cannot hand bfloat16 to it"
-        return None
+        return bfloat16_limit(facts)
 
 
 class Reference:

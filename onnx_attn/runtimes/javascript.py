@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .base import Answer, ModelFacts, Report, RuntimeMissingError, Task, one_line
+from .base import Answer, ModelFacts, Report, RuntimeMissingError, Task, bfloat16_limit, one_line
 from .children import run_children
 from .environments import node_packages
 
@@ -48,7 +48,7 @@ class Node(_InNode):
     def limit(self, facts: ModelFacts) -> str | None:
         if facts.optional_inputs:
             return "ignores, without a word, what is fed to optional inputs"
-        return None
+        return bfloat16_limit(facts)
 
 
 class Web(_InNode):
@@ -85,7 +85,7 @@ class Browser(_InNode):
 def _web_limit(facts: ModelFacts) -> str | None:
     if facts.optional_inputs:
         return "refuses what is fed to optional inputs"
-    return None
+    return bfloat16_limit(facts)
 
 
 def _chromium() -> str:

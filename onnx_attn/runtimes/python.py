@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .base import Answer, ModelFacts, Report, RuntimeMissingError, Task
+from .base import Answer, ModelFacts, Report, RuntimeMissingError, Task, bfloat16_limit
 from .children import run_children
 from .environments import python_with
 
@@ -56,9 +56,7 @@ class OldestOnnxRuntime(_InPython):
         return version
 
     def limit(self, facts: ModelFacts) -> str | None:
-        if facts.config.floats.tensor == "bfloat16":
-            return "NumPy cannot hand bfloat16 to it"
-        return None
+        return bfloat16_limit(facts)
 
 
 class OpenVino(_InPython):
@@ -79,4 +77,4 @@ class OpenVino(_InPython):
             return "does not load Scan: export with schedule='dense'"
         if facts.config.floats.tensor == "float64":
             return "computes float64 in float32"
-        return None
+        return bfloat16_limit(facts)
