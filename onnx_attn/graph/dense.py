@@ -53,9 +53,7 @@ def future_bias(op, steps, query):
     """The bias of causal [Tq, Tv], None where the layer is not causal."""
     if not steps.config.causal:
         return None
-    return op.call_inline(
-        functions.causal_bias, query, steps.tensors.key, _outputs=["future_bias"]
-    )
+    return op.call_inline(functions.causal_bias, query, steps.tensors.key, _outputs=["future_bias"])
 
 
 def mask_bias(op, steps, future):

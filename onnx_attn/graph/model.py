@@ -16,7 +16,11 @@ from .dense import dense
 from .pieces import Steps, Tensors
 from .tiled import tiled
 
-SCHEDULES: Mapping[str, Callable[..., tuple[ir.Value, ...]]] = {"auto": auto, "dense": dense, "tiled": tiled}
+SCHEDULES: Mapping[str, Callable[..., tuple[ir.Value, ...]]] = {
+    "auto": auto,
+    "dense": dense,
+    "tiled": tiled,
+}
 
 ONNX_TYPES = {
     "bool": ir.DataType.BOOL,

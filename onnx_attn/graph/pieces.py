@@ -158,9 +158,7 @@ class Steps:
 
         return op.If(
             self.tensors.training,
-            then_branch=subgraph(
-                op, dropped, [self.value_named("weights_dropped", *dims)]
-            ),
+            then_branch=subgraph(op, dropped, [self.value_named("weights_dropped", *dims)]),
             else_branch=subgraph(
                 op,
                 lambda op: op.Identity(weights),

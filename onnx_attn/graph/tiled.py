@@ -27,7 +27,6 @@ from .guards import BATCHES, guarded, mask_of_rows
 from .pieces import Steps, branches, subgraph
 from .thresholds import HIDDEN, block_size, query_length, something_is_empty
 
-
 INT64 = ir.TensorType(ir.DataType.INT64)
 LAST = 2**31 - 1
 
@@ -64,7 +63,9 @@ def walk(op, steps, scores_wanted):
         mask = mask_of_rows(op, masks.value_mask, batch, keys, "value_mask_must_fit_the_key")
         rows |= plan.mask_facts(op, mask)
     if masks.query_mask is not None:
-        mask = mask_of_rows(op, masks.query_mask, batch, plan.query_length, f"query_mask__{BATCHES}")
+        mask = mask_of_rows(
+            op, masks.query_mask, batch, plan.query_length, f"query_mask__{BATCHES}"
+        )
         rows["query_mask"] = (mask, ir.DataType.BOOL, ("Tq",))
     if steps.config.causal:
         plan.triangle = causal_triangle(op, steps, plan.block)
@@ -103,9 +104,7 @@ class Walk:
         many queries, counted from the first, see no key at all.
         """
         number, int64 = self.steps.number, ir.DataType.INT64
-        bias = op.Where(
-            value_mask, number(op, 0.0), number(op, HIDDEN), _outputs=["value_bias"]
-        )
+        bias = op.Where(value_mask, number(op, 0.0), number(op, HIDDEN), _outputs=["value_bias"])
         seen = op.Cast(value_mask, to=int(ir.DataType.INT32), _outputs=["visible_keys"])
         first = op.ArgMax(seen, axis=1, keepdims=1, _outputs=["first_visible"])
         last = op.ArgMax(seen, axis=1, keepdims=1, select_last_index=1, _outputs=["last_visible"])
