@@ -25,7 +25,7 @@ ScoreMode = Literal["dot", "concat"]
 Masks = Literal["both", "value", "query", "none"]
 Inputs = Literal["required", "optional"]
 Scale = Literal["constant", "input"]
-Schedule = Literal["dense"]
+Schedule = Literal["auto", "dense", "tiled"]
 
 OLDEST_OPSET, NEWEST_OPSET = 17, 21
 # ONNX Runtime 1.12, the first with opset 17, reads IR 8; opset 19 and 21 came with IR 9 and 10.
@@ -154,7 +154,7 @@ class ExportOptions:
     scale: Scale = "constant"
     return_attention_scores: bool = False
     training: bool = False
-    schedule: Schedule = "dense"
+    schedule: Schedule = "auto"
     opset: int = OLDEST_OPSET
     dims: dict[str, int] | None = field(default=None, hash=False)
 

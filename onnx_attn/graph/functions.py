@@ -46,6 +46,24 @@ def dot_scores_float64(query, key):
 
 
 @script(FUNCTION_DOMAIN, default_opset=op)
+def dot_row_scores(query, key):
+    """query @ key^T of one batch row: [Tq, dim] x [Tv, dim] -> [Tq, Tv]."""
+    scores = op.Gemm(query, key, transB=1)  # [Tq, Tv]
+    return scores
+
+
+@script(FUNCTION_DOMAIN, default_opset=op)
+def masked_dot_row_scores(query, key, bias):
+    """query @ key^T + bias of one batch row, in one pass: [Tq, dim], [Tv, dim], [Tv] -> [Tq, Tv].
+
+    Only for queries that see a key. Where in the sum a kernel adds -1e9 is its own affair; hidden
+    keys next to a visible one weigh 0 either way, but a query without any needs `masked_scores`.
+    """
+    scores = op.Gemm(query, key, bias, transB=1)  # [Tq, Tv]
+    return scores
+
+
+@script(FUNCTION_DOMAIN, default_opset=op)
 def value_mask_bias(value_mask, like):
     """0 where a key may be seen, -1e9 where not: [batch, Tv] -> [batch, 1, Tv].
 

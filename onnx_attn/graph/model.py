@@ -11,11 +11,16 @@ from onnx_ir.passes import common as passes
 from onnxscript import GraphBuilder, optimizer
 
 from ..configuration import IR_OF_OPSET, ExportOptions, LayerConfig, TensorSpec, contract
-from . import functions
+from .auto import auto
 from .dense import dense
 from .pieces import Steps, Tensors
+from .tiled import tiled
 
-SCHEDULES: Mapping[str, Callable[..., tuple[ir.Value, ...]]] = {"dense": dense}
+SCHEDULES: Mapping[str, Callable[..., tuple[ir.Value, ...]]] = {
+    "auto": auto,
+    "dense": dense,
+    "tiled": tiled,
+}
 
 ONNX_TYPES = {
     "bool": ir.DataType.BOOL,
@@ -52,15 +57,7 @@ def build_model(
         given[name] = builder.input(name, kind, ir.Shape(weights[name].shape))
     op = builder.op
     steps = Steps(config, _tensors(op, config, given))
-    attended, *scores = SCHEDULES[options.schedule](op, steps, options.return_attention_scores)
-    if "query_mask" in given:
-        attended = op.call_inline(
-            functions.masked_output,
-            attended,
-            given["query_mask"],
-            _outputs=["output_masked"],
-        )
-    results = [_in_shape_of_query(op, attended, given), *scores]
+    results = SCHEDULES[options.schedule](op, steps, options.return_attention_scores)
     for spec, result in zip(specs.outputs.values(), results, strict=True):
         if steps.compute != ONNX_TYPES[spec.dtype]:
             result = op.Cast(result, to=ONNX_TYPES[spec.dtype])
@@ -98,27 +95,6 @@ def _tensors(op, config: LayerConfig, given: dict[str, ir.Value]) -> Tensors:
     values = {name: arithmetic(value) for name, value in given.items()}
     values.setdefault("key", values["value"])
     return Tensors(**values)
-
-
-def _in_shape_of_query(op, attended: ir.Value, given: dict[str, ir.Value]) -> ir.Value:
-    """`attended` if its shape is [batch, Tq, value_dim]; any other is the runtime's error.
-
-    Broadcasting would take a query, key or value of batch 1 beside others, or a mask longer than
-    an axis of 1, and give more rows than the query has. The smallest batch is the one that such
-    a result cannot have.
-    """
-    batches = [
-        op.Shape(given[name], end=1, _outputs=[f"{name}_batch"])
-        for name in ("query", "key", "value")
-        if name in given
-    ]
-    smallest = op.Min(*batches, _outputs=["smallest_batch"])
-    query_length = op.Shape(given["query"], start=1, end=2, _outputs=["query_length"])
-    value_dim = op.Shape(given["value"], start=2, end=3, _outputs=["value_dim_size"])
-    shape = op.Concat(smallest, query_length, value_dim, axis=0, _outputs=["output_shape"])
-    output = op.Reshape(attended, shape)
-    output.producer().name = "output__batches_and_masks_must_fit_the_query"
-    return output
 
 
 def _finish(model: ir.Model) -> ir.Model:

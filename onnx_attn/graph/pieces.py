@@ -6,7 +6,7 @@ themselves are the onnxscript functions of `functions.py`, inlined where they ar
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -49,6 +49,14 @@ class Steps:
     def has_dot_scores(self) -> bool:
         """Whether scores are products, not sums over pairs of features."""
         return self.config.layer == "Attention" and self.config.score_mode == "dot"
+
+    def unmasked(self):
+        """The same layer, its masks left out."""
+        return Steps(self.config, replace(self.tensors, query_mask=None, value_mask=None))
+
+    def number(self, op, number):
+        """A constant scalar in the type of the arithmetic."""
+        return op.Constant(value=ir.tensor(np.array(number, self.config.floats.compute)))
 
     def prepare_query(self, op, query):
         """Work that is done once per query row, not once per score."""
@@ -110,14 +118,34 @@ class Steps:
         attended.producer().name = "weighted_sum__key_and_value_must_have_the_same_length"
         return attended, weights
 
-    def drop(self, op, weights):
+    def block_scores(self, op, query, key, bias=None):
+        """Scores of one batch row's queries: [block, dim], [keys, dim] -> [block, keys].
+
+        `bias`, [keys] or [block, keys], enters with the sum: only for queries that see a key.
+        """
+        if self.has_dot_scores:
+            if bias is None:
+                scores = op.call_inline(functions.dot_row_scores, query, key, _outputs=["scores"])
+            else:
+                scores = op.call_inline(
+                    functions.masked_dot_row_scores, query, key, bias, _outputs=["scores_masked"]
+                )
+            scores.producer().name = "scores__query_and_key_must_have_the_same_dim"
+            return scores
+        queries, keys = op.Unsqueeze(query, [0]), op.Unsqueeze(key, [0])
+        scores = op.Squeeze(self.scores(op, queries, keys), [0])
+        if bias is None:
+            return scores
+        return op.call_inline(functions.masked_scores, scores, bias, _outputs=["scores_masked"])
+
+    def drop(self, op, weights, rank=3):
         """In training: weights dropped at `dropout`, the kept ones times 1/(1-dropout).
 
         Not the Dropout operator: ONNX Runtime's optimizer deletes it, whatever training_mode says.
         """
         if self.tensors.training is None:
             return weights
-        rate = self.config.dropout
+        rate, dims = self.config.dropout, [None] * rank
 
         def dropped(op):
             attributes = {} if self.config.seed is None else {"seed": float(self.config.seed)}
@@ -130,13 +158,11 @@ class Steps:
 
         return op.If(
             self.tensors.training,
-            then_branch=subgraph(
-                op, dropped, [self.value_named("weights_dropped", None, None, None)]
-            ),
+            then_branch=subgraph(op, dropped, [self.value_named("weights_dropped", *dims)]),
             else_branch=subgraph(
                 op,
                 lambda op: op.Identity(weights),
-                [self.value_named("weights_kept", None, None, None)],
+                [self.value_named("weights_kept", *dims)],
             ),
             _outputs=["weights_in_training"],
         )
@@ -144,6 +170,30 @@ class Steps:
     def value_named(self, name, *dims):
         """A declaration of a subgraph output in the type of the arithmetic."""
         return ir.Value(name=name, shape=ir.Shape(dims), type=ir.TensorType(self.compute))
+
+
+def branches(op, steps, condition, forms, scores_wanted):
+    """If(condition): the first of `forms` (name -> writer of nodes), else the second.
+
+    Each writes the output [batch, Tq, value_dim] and, where wanted, the weights [batch, Tq, Tv].
+    """
+
+    def declared(name):
+        outputs = [steps.value_named(f"attended_{name}", "batch", "Tq", "value_dim")]
+        if scores_wanted:
+            outputs.append(steps.value_named(f"weights_{name}", "batch", "Tq", "Tv"))
+        return outputs
+
+    then_branch, else_branch = (
+        subgraph(op, write, declared(name)) for name, write in forms.items()
+    )
+    results = op.If(
+        condition,
+        then_branch=then_branch,
+        else_branch=else_branch,
+        _outputs=["attended", "weights"][: 1 + scores_wanted],
+    )
+    return tuple(results) if scores_wanted else (results,)
 
 
 def subgraph(op, trace, outputs, inputs=()):

@@ -1,0 +1,56 @@
+"""Shape rules that blocks would hide, as nodes that fail: their names reach the runtime's message.
+
+Slices up to one bound hide lengths that differ, and a row of batch 1 stretches over all others.
+Each tensor is reshaped, which moves no data, to the smallest batch and length of all: only equal
+ones fit. The smallest is taken by Min because a Reshape to a dim that merely has the same name is
+deleted by ONNX Runtime as one that changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .pieces import Steps
+
+BATCHES = "batches_and_masks_must_fit_the_query"
+LENGTHS = "key_and_value_must_have_the_same_length"
+
+
+def guarded(op, steps: Steps):
+    """The same layer on checked tensors, with the batch size and Tv: int64[1]."""
+    tensors = steps.tensors
+    shared = tensors.key is tensors.value
+    keyed = [tensors.key] if shared else [tensors.key, tensors.value]
+    batches = [op.Shape(tensor, start=0, end=1) for tensor in (tensors.query, *keyed)]
+    batch = op.Min(*batches, _outputs=["smallest_batch"])
+    lengths = [op.Shape(tensor, start=1, end=2) for tensor in keyed]
+    length = op.Min(*lengths, _outputs=["smallest_length"])
+
+    def check(tensor, name, *dims):
+        width = op.Shape(tensor, start=2, end=3)
+        checked = op.Reshape(tensor, op.Concat(*dims, width, axis=0), _outputs=["checked"])
+        checked.producer().name = name
+        return checked
+
+    queries = op.Shape(tensors.query, start=1, end=2)
+    query = check(tensors.query, f"query__{BATCHES}", batch, queries)
+    key = check(tensors.key, f"key__{LENGTHS}__{BATCHES}", batch, length)
+    value = key
+    if not shared:
+        value = check(tensors.value, f"value__{LENGTHS}__{BATCHES}", batch, length)
+    checked = replace(tensors, query=query, key=key, value=value)
+    # Of the checked key, so that no mask is measured against the length before it is checked.
+    length = op.Shape(key, start=1, end=2, _outputs=["key_length"])
+    return Steps(steps.config, checked), batch, length
+
+
+def mask_of_rows(op, mask, batch, length, name):
+    """A mask of every batch row, [batch, length]; one that does not fit is the runtime's error.
+
+    Expand alone would let a mask longer than an axis of 1 stretch that axis.
+    """
+    shape = op.Concat(batch, length, axis=0)
+    expanded = op.Expand(mask, shape, _outputs=["mask_expanded"])
+    rows = op.Reshape(expanded, shape, _outputs=["mask_of_rows"])
+    expanded.producer().name = rows.producer().name = name
+    return rows

@@ -1,0 +1,523 @@
+"""Promise: every schedule gives the same numbers, and the one that runs is the one that pays.
+
+The thresholds are shrunk where small tensors must cross them: a graph reads them when it is built.
+What the real thresholds decide is looked up in ONNX Runtime's own record of the nodes it ran.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx.reference import ReferenceEvaluator
+from strategies import TOLERANCE, Case, cases
+from test_exact import MODES, close, make_layer, weights_for
+from test_file import nodes_of
+from test_golden import CALLS, FILE_CASES, compare, feeds_of, load
+from test_golden import make_layer as golden_layer
+
+from onnx_attn import AttentionSession
+from onnx_attn.graph import thresholds
+from onnx_attn.reference import attention
+
+SHRUNK = {
+    "SMALL_QUERY": 6,
+    "CAUSAL_PAIRS": 10,
+    "MASKED_PAIRS": 10,
+    "PLAIN_PAIRS": 10,
+    "BLOCK_PAIRS": 16,
+    "DENSE_FEATURES": 20,
+    "BLOCK_FEATURES": 40,
+    "SMALLEST_BLOCK": 2,
+    "LARGEST_BLOCK": 4,
+    "CAUSAL_BLOCK": 3,
+    "BATCH_BLOCK": 3,
+    "MANY_ROWS_BLOCK": 2,
+    "BATCH_PAIRS": 200,
+}
+SESSIONS: dict[Any, Any] = {}
+
+
+@pytest.fixture(params=["real", "shrunk"])
+def limits(request: pytest.FixtureRequest) -> Any:
+    """Real thresholds, or ones that small tensors cross."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "shrunk":
+            for name, number in SHRUNK.items():
+                assert hasattr(thresholds, name)
+                patch.setattr(thresholds, name, number)
+        yield request.param
+
+
+def model_of(mode: str, arguments: dict[str, Any], **options: Any) -> onnx.ModelProto:
+    layer = make_layer(mode, **arguments)
+    if mode == "additive" and arguments.get("use_scale", True):
+        layer.build(4)
+    return layer.to_onnx(**options)
+
+
+def session_for(limits: str, mode: str, arguments: dict[str, Any], **options: Any) -> Any:
+    which = repr((limits, mode, sorted(arguments.items()), sorted(options.items())))
+    if which not in SESSIONS:
+        model = model_of(mode, arguments, **options).SerializeToString()
+        SESSIONS[which] = AttentionSession(model, device="cpu")
+    return SESSIONS[which]
+
+
+def stretched(case: Case, longest: int) -> Case:
+    """`case` stretched to lengths beyond a block: its positions repeated, scaled, masks drawn."""
+    rng = np.random.default_rng(longest)
+
+    def stretch(array: np.ndarray | None, length: int) -> np.ndarray | None:
+        if array is None or array.shape[1] <= 1:
+            return array
+        places = np.sort(rng.integers(0, array.shape[1], length))
+        taken = array[:, places]
+        return taken if array.dtype == np.bool_ else taken * rng.uniform(0.5, 1, taken.shape)
+
+    queries = longest if case.query.shape[1] > 1 else 1
+    keys = max(1, longest * 3 // 4) if case.key.shape[1] > 1 else case.key.shape[1]
+    tensors = {
+        name: stretch(array, queries if name.startswith("query") else keys)
+        for name, array in vars(case).items()
+    }
+    kind = case.query.dtype
+    return Case(
+        **{
+            name: array if array is None or array.dtype == np.bool_ else array.astype(kind)
+            for name, array in tensors.items()
+        }
+    )
+
+
+def wanted_of(case: Case, mode: str, causal: bool, weights: dict[str, Any], dtype: str) -> Any:
+    return attention(
+        case.query,
+        case.value,
+        case.key,
+        query_mask=case.query_mask,
+        value_mask=case.value_mask,
+        score_mode=mode,
+        causal=causal,
+        compute="float64" if dtype == "float64" else "float32",
+        **{name: weight.astype(np.float64) for name, weight in weights.items()},
+    )
+
+
+@pytest.mark.parametrize("schedule", ["auto", "tiled"])
+@pytest.mark.parametrize("mode", MODES)
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+def test_schedule_agrees_with_the_reference(
+    limits: str, mode: str, schedule: str, data: st.DataObject
+) -> None:
+    dtype = data.draw(st.sampled_from(["float32", "float64", "float16", "bfloat16"]))
+    case: Case = data.draw(cases(dtype, largest=20 if limits == "shrunk" else 9))
+    if limits == "real" and mode == "dot":
+        longest = data.draw(st.sampled_from([0, 129, 256, 300, 341, 513]))
+        case = stretched(case, longest) if longest else case
+    causal, use_scale = data.draw(st.booleans()), data.draw(st.booleans())
+    rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    weights = weights_for(mode, use_scale, case.query.shape[-1], rng)
+    typed = {name: weight.astype(case.query.dtype) for name, weight in weights.items()}
+    scores_wanted = data.draw(st.booleans())
+    session = session_for(
+        limits,
+        mode,
+        {"use_scale": use_scale, "causal": causal, "dtype": dtype},
+        return_attention_scores=scores_wanted,
+        masks=data.draw(st.sampled_from(["both", "value"])) if case.query_mask is None else "both",
+        scale="input" if weights else "constant",
+        schedule=schedule,
+    )
+    results = session.run({**case.feeds(), **typed})
+    output, scores = wanted_of(case, mode, causal, typed, dtype)
+    close(results["output"], output, dtype)
+    if scores_wanted:
+        close(results["attention_scores"], scores, dtype)
+
+
+@pytest.mark.parametrize("schedule", ["auto", "tiled"])
+@pytest.mark.parametrize("masks", ["both", "none"])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_reference_evaluator_runs_every_branch(
+    mode: str, causal: bool, masks: str, schedule: str
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, number in SHRUNK.items():
+            patch.setattr(thresholds, name, number)
+        model = model_of(
+            mode, {"causal": causal, "use_scale": False}, masks=masks, schedule=schedule
+        )
+    evaluator = ReferenceEvaluator(model)
+    rng = np.random.default_rng(3)
+    for batch, queries, keys in [(1, 1, 1), (2, 3, 5), (1, 9, 9), (3, 6, 6), (2, 9, 4), (2, 5, 11)]:
+        for hidden in ("nothing", "tail", "front", "row"):
+            value_mask = np.ones((batch, keys), np.bool_)
+            if hidden == "tail":
+                value_mask[0, keys // 2 :] = False
+            elif hidden == "front":
+                value_mask[-1, : keys // 2] = False
+            elif hidden == "row":
+                value_mask[0] = False
+            if masks == "none" and hidden != "nothing":
+                continue
+            case = Case(
+                query=rng.uniform(-1, 1, (batch, queries, 4)).astype(np.float32),
+                value=rng.uniform(-1, 1, (batch, keys, 3)).astype(np.float32),
+                key=rng.uniform(-1, 1, (batch, keys, 4)).astype(np.float32),
+                query_mask=np.array([[True]]) if masks == "both" else None,
+                value_mask=value_mask if masks == "both" else None,
+            )
+            (output,) = evaluator.run(None, case.feeds())
+            close(output, wanted_of(case, mode, causal, {}, "float32")[0], "float32")
+
+
+# Where a key's weight is 0 for |scores| < 5e8, tiles do not read it: no NaN, no larger score.
+NOT_IN_TILES = {"nan_in_masked_value", "mask_leak_below_1e9"}
+assert set(CALLS) >= NOT_IN_TILES
+
+
+@pytest.mark.usefixtures("limits")
+@pytest.mark.parametrize("schedule", ["auto", "dense", "tiled"])
+@pytest.mark.parametrize("name", [name for name in FILE_CASES if name not in NOT_IN_TILES])
+def test_golden_cases_in_every_schedule(name: str, schedule: str) -> None:
+    case = CALLS[name]
+    arrays = load(case)
+    model = golden_layer(case, arrays).to_onnx(schedule=schedule, return_attention_scores=True)
+    results = AttentionSession(model.SerializeToString(), device="cpu").run(feeds_of(case, arrays))
+    compare(results["output"], arrays["output"], case)
+    if "scores" in arrays:
+        compare(results["attention_scores"], arrays["scores"], case)
+
+
+def numbers(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32)
+
+
+def raw(model: onnx.ModelProto, record: Path | None = None) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    if record is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(record / "record")
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def nodes_run(model: onnx.ModelProto, feeds: dict[str, np.ndarray], folder: Path) -> Counter[str]:
+    """How often each operator ran, as ONNX Runtime recorded it."""
+    session = raw(model, folder)
+    session.run(None, feeds)
+    record = json.loads(Path(session.end_profiling()).read_text())
+    return Counter(
+        event["args"]["op_name"]
+        for event in record
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
+    )
+
+
+ONE = np.array([[True]])
+# What runs: (causal, batch, Tq, Tv, dim, value mask or None), and how many Scans.
+CHOICES = {
+    "tiny": ((False, 1, 16, 16, 64, ONE), 0),
+    "tiny causal, masked": ((True, 1, 16, 16, 64, np.ones((1, 16), np.bool_)), 0),
+    "decoding": ((False, 64, 1, 50, 512, ONE), 0),
+    "decoding, long": ((False, 1, 1, 4096, 64, ONE), 0),
+    "short": ((False, 32, 128, 128, 64, ONE), 0),
+    "plain 512": ((False, 2, 512, 512, 64, ONE), 0),
+    "plain 2,304": ((False, 1, 2304, 2304, 16, ONE), 2),
+    "causal 128": ((True, 4, 128, 128, 64, ONE), 0),
+    "causal 512: blocks of the whole batch": ((True, 2, 512, 512, 32, ONE), 1),
+    "causal, blocks uneven: row by row": ((True, 2, 701, 701, 32, ONE), 3),
+    "causal, queries without keys: row by row": ((True, 1, 600, 512, 32, ONE), 2),
+    "ragged 512": ((False, 2, 512, 512, 32, np.arange(512)[None] < [[128], [512]]), 3),
+    "causal, ragged": ((True, 2, 512, 512, 32, np.arange(512)[None] < [[128], [512]]), 3),
+    # The first row has queries that see nothing: two walks.
+    "causal, front": ((True, 2, 512, 512, 32, np.arange(512)[None] >= [[128], [0]]), 4),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_auto_takes_the_form_that_pays(name: str, tmp_path: Path) -> None:
+    (causal, batch, queries, keys, dim, mask), scans = CHOICES[name]
+    feeds = {
+        "query": numbers(batch, queries, dim),
+        "value": numbers(batch, keys, dim, seed=1),
+        "key": numbers(batch, keys, dim, seed=2),
+        "query_mask": ONE,
+        "value_mask": mask,
+    }
+    model = model_of("dot", {"causal": causal})
+    assert nodes_run(model, feeds, tmp_path)["Scan"] == scans
+    if mask is ONE:
+        # A mask of [[True]] costs what no mask costs.
+        bare = {name: feeds[name] for name in ("query", "value", "key")}
+        unmasked = nodes_run(model_of("dot", {"causal": causal}, masks="none"), bare, tmp_path)
+        assert unmasked["Scan"] == scans
+    if scans:
+        (tiled,) = raw(model).run(None, feeds)
+        (dense,) = raw(model_of("dot", {"causal": causal}, schedule="dense")).run(None, feeds)
+        np.testing.assert_allclose(tiled, dense, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(("queries", "dim"), [(1, 64), (5, 129), (130, 129), (257, 512), (9, 768)])
+@pytest.mark.parametrize("hidden", ["all", "front", "all but the last"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_rows_without_a_key_are_keras_exact(
+    causal: bool, hidden: str, queries: int, dim: int
+) -> None:
+    """Scores below 32 snap to one multiple of 64: equal weights over every key, future ones too."""
+    keys = 300
+    query, key = numbers(2, queries, dim) * 0.1, numbers(2, keys, dim, seed=2) * 0.1
+    value = numbers(2, keys, 3, seed=1)
+    mask = np.ones((2, keys), np.bool_)
+    mask[0] = False
+    if hidden == "front":
+        mask[0, 150:] = True
+    elif hidden == "all but the last":
+        mask[0, -1] = True
+    model = model_of("dot", {"causal": causal}, schedule="tiled", return_attention_scores=True)
+    session = AttentionSession(model.SerializeToString(), device="cpu")
+    output, scores = session(query, value, key, value_mask=mask)
+    wanted = attention(query, value, key, value_mask=mask, causal=causal)
+    np.testing.assert_allclose(output, wanted[0], **TOLERANCE["float32"])
+    np.testing.assert_allclose(scores, wanted[1], **TOLERANCE["float32"])
+    blind = not mask[0, 0] if causal else not mask[0].any()
+    if blind:
+        np.testing.assert_array_equal(scores[0, 0], np.full(keys, scores[0, 0, 0]))
+
+
+# Shapes that must fail, on both sides of auto's threshold; `GOOD` says the others.
+GOOD = {"query": (2, 400, 32), "value": (2, 404, 8), "key": (2, 404, 32)}
+MASKS = {"query_mask": (2, 400), "value_mask": (2, 404)}
+WRONG: dict[str, dict[str, tuple[int, ...]]] = {
+    "value shorter": {"value": (2, 403, 8)},
+    "value longer": {"value": (2, 405, 8)},
+    "value of length 1": {"value": (2, 1, 8)},
+    "key of length 1": {"key": (2, 1, 32)},
+    "key of batch 1": {"key": (1, 404, 32)},
+    "value of batch 1": {"value": (1, 404, 8)},
+    "key and value of batch 1": {"key": (1, 404, 32), "value": (1, 404, 8)},
+    "query of batch 1": {"query": (1, 400, 32), "query_mask": (1, 400)},
+    "key of batch 3": {"key": (3, 404, 32)},
+    "value of batch 3": {"value": (3, 404, 8)},
+    "batch and dim trade places": {"query": (1, 400, 64), "query_mask": (1, 400)},
+    "value's batch and length trade places": {"value": (1, 808, 8)},
+    "dim of key": {"key": (2, 404, 31)},
+    "dim of key is 1": {"key": (2, 404, 1)},
+    "query_mask too long": {"query_mask": (2, 401)},
+    "query_mask too short": {"query_mask": (2, 399)},
+    "query_mask of batch 3": {"query_mask": (3, 400)},
+    "value_mask too long": {"value_mask": (2, 405)},
+    "value_mask too short": {"value_mask": (2, 403)},
+    "value_mask of batch 3": {"value_mask": (3, 404)},
+    "value_mask of batch 0": {"value_mask": (0, 404)},
+    "value_mask of length 0": {"value_mask": (2, 0)},
+    "masks of a larger batch": {
+        "query": (1, 400, 32),
+        "value": (1, 404, 8),
+        "key": (1, 404, 32),
+        "query_mask": (4, 400),
+        "value_mask": (4, 404),
+    },
+}
+NAMED = {
+    "value shorter": "key_and_value_must_have_the_same_length",
+    "value longer": "key_and_value_must_have_the_same_length",
+    "value of length 1": "key_and_value_must_have_the_same_length",
+    "dim of key is 1": "query_and_key_must_have_the_same_dim",
+}
+# Of an addition that fails inside an If, the runtime does not say the name.
+NAMED_IN_TILES = {
+    "key of batch 1": "batches_and_masks_must_fit_the_query",
+    "value of batch 3": "batches_and_masks_must_fit_the_query",
+    "query_mask too short": "batches_and_masks_must_fit_the_query",
+    "value_mask too long": "value_mask_must_fit_the_key",
+    "value_mask of batch 3": "value_mask_must_fit_the_key",
+}
+
+
+def shaped(shapes: dict[str, tuple[int, ...]], large: bool) -> dict[str, np.ndarray]:
+    """Ones of these shapes; small: lengths 400 to 405 become 3 to 8, so that dense runs."""
+
+    def length(size: int) -> int:
+        return size - 397 if not large and 390 < size < 410 else size
+
+    return {
+        name: np.ones([length(size) for size in shape], np.bool_ if "mask" in name else np.float32)
+        for name, shape in shapes.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def raw_files() -> dict[tuple[str, bool, str], onnxruntime.InferenceSession]:
+    return {
+        (schedule, causal, masks): raw(
+            model_of("dot", {"causal": causal}, schedule=schedule, masks=masks)
+        )
+        for schedule in ("auto", "tiled", "dense")
+        for causal in (False, True)
+        for masks in ("both", "none")
+    }
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+@pytest.mark.parametrize("causal", [False, True], ids=["plain", "causal"])
+@pytest.mark.parametrize("schedule", ["auto", "tiled", "dense"])
+def test_raw_files_fail_on_shapes_that_do_not_fit(
+    schedule: str, causal: bool, size: str, raw_files: Any
+) -> None:
+    for given_masks in ("own", "one", "none"):
+        session = raw_files[schedule, causal, "none" if given_masks == "none" else "both"]
+        masks = MASKS
+        if given_masks != "own":
+            masks = {"query_mask": (1, 1), "value_mask": (1, 1)}
+
+        def feeds(
+            shapes: dict[str, tuple[int, ...]],
+            masks: Any = masks,
+            bare: bool = given_masks == "none",
+        ) -> dict[str, np.ndarray]:
+            made = shaped({**GOOD, **masks, **shapes}, size == "large")
+            return {n: a for n, a in made.items() if not (bare and "mask" in n)}
+
+        (output,) = session.run(None, feeds({}))
+        assert output.shape == (*feeds({})["query"].shape[:2], 8)
+        for wrong, shapes in WRONG.items():
+            if given_masks != "own" and any("mask" in name for name in shapes):
+                continue
+            with pytest.raises(Exception, match="ONNXRuntimeError") as raised:
+                session.run(None, feeds(shapes))
+            if wrong in NAMED:
+                assert NAMED[wrong] in str(raised.value), wrong
+            elif schedule == "tiled" and wrong in NAMED_IN_TILES:
+                assert NAMED_IN_TILES[wrong] in str(raised.value), wrong
+
+
+@pytest.mark.parametrize("schedule", ["auto", "tiled"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_every_opset_has_the_same_graph(causal: bool, schedule: str) -> None:
+    feeds = {
+        "query": numbers(1, 400, 32),
+        "value": numbers(1, 400, 8, seed=1),
+        "key": numbers(1, 400, 32, seed=2),
+        "query_mask": ONE,
+        "value_mask": np.arange(400)[None] >= 30,
+    }
+    results = []
+    graphs = []
+    for opset in range(17, 22):
+        model = model_of("dot", {"causal": causal}, schedule=schedule, opset=opset)
+        onnx.checker.check_model(model, full_check=True)
+        graphs.append(
+            [(node.op_type, list(node.input), list(node.output)) for node in nodes_of(model.graph)]
+        )
+        results.append(raw(model).run(None, feeds)[0])
+    for graph, result in zip(graphs, results, strict=True):
+        assert graph == graphs[0]
+        np.testing.assert_array_equal(result, results[0])
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_blocks_drop_weights_in_training(causal: bool) -> None:
+    """Each block draws anew; what is kept is scaled, and the output is made of the kept weights."""
+    model = model_of(
+        "dot",
+        {"causal": causal, "dropout": 0.25, "seed": 5},
+        schedule="tiled",
+        training=True,
+        return_attention_scores=True,
+    )
+    session = AttentionSession(model.SerializeToString(), device="cpu")
+    query, key, value = numbers(2, 520, 8), numbers(2, 520, 8, seed=1), numbers(2, 520, 3, seed=2)
+    _, whole = session(query, value, key, training=False)
+    output, dropped = session(query, value, key, training=True)
+    visible = whole > 0
+    kept = dropped[visible] > 0
+    assert abs(kept.mean() - 0.75) < 0.01
+    np.testing.assert_allclose(dropped[visible][kept], whole[visible][kept] / 0.75, rtol=1e-5)
+    np.testing.assert_allclose(output, dropped @ value, rtol=1e-4, atol=1e-5)
+    first = slice(None, 60)
+    for later in (130, 260, 400):
+        same = (dropped[0, :60, first] > 0) == (dropped[0, later : later + 60, first] > 0)
+        assert same.mean() < 0.95
+
+
+GROWTH = """
+import resource, sys
+import numpy as np, onnxruntime
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 2
+session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+length, dim = int(sys.argv[2]), int(sys.argv[3])
+rng = np.random.default_rng(0)
+feeds = {n: rng.uniform(-1, 1, (1, length, dim)).astype("f") for n in ("query", "value", "key")}
+feeds["query_mask"] = np.array([[True]])
+feeds["value_mask"] = np.arange(length)[None] >= int(sys.argv[4])
+output = np.ones_like(feeds["query"])
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
+session.run(None, feeds)
+print((peak() - before) / 1024 - output.nbytes / 2**20)
+"""
+
+
+def growth(path: Path, length: int, dim: int, hidden: int = 0) -> float:
+    """MiB that one run adds to the loaded process and its inputs and outputs."""
+    found = subprocess.run(
+        [sys.executable, "-c", GROWTH, str(path), str(length), str(dim), str(hidden)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return float(found.stdout)
+
+
+@pytest.mark.parametrize("hidden", [0, 100])
+@pytest.mark.parametrize("causal", [False, True])
+def test_memory_is_that_of_blocks(causal: bool, hidden: int, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save_model(model_of("dot", {"causal": causal}), path)
+    assert growth(path, 4096, 64, hidden) < 24  # the score matrix has 64
+
+
+def test_memory_of_features_is_that_of_blocks(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save_model(model_of("concat", {"causal": True}), path)
+    assert growth(path, 768, 128) < 32  # all features have 288
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("hidden", [0, 4096])
+@pytest.mark.parametrize("causal", [False, True])
+def test_memory_grows_with_length_not_its_square(causal: bool, hidden: int, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save_model(model_of("dot", {"causal": causal}), path)
+    short, long = growth(path, 4096, 64, hidden // 4), growth(path, 16384, 64, hidden)
+    assert long < 64
+    assert growth(path, 65536, 64, hidden) < 6 * max(long, 4 * short)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("mode", ["concat", "additive"])
+def test_features_of_2048_within_256_megabytes(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save_model(model_of(mode, {"use_scale": False}), path)
+    assert growth(path, 2048, 256) < 256
