@@ -605,6 +605,20 @@ def test_reads_of_hdf5_are_bounded_and_stay_inside_the_file(tmp_path: Path) -> N
             load_layers(with_weights(tmp_path, fill), config=SCALED)
 
 
+def test_a_text_heap_that_hdf5_would_walk_for_ever(saved: Path, tmp_path: Path) -> None:
+    data = bytearray((saved / "tf2.7.4_family.h5").read_bytes())
+    heap = data.rindex(b"GCOL", 0, data.index(b'{"class_name"'))
+    data[heap + 16 : heap + 32] = bytes(16)  # an object that takes no room
+    path = tmp_path / "endless.h5"
+    path.write_bytes(data)
+    code = f"from onnx_attn.keras import load_layers; load_layers({str(path)!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "ModelError" in done.stderr
+    assert "a text in it cannot be read" in done.stderr
+
+
 def named_weights(path: Path, fill: Callable[[Any], None]) -> Path:
     with h5py.File(path, "w") as file:
         file.attrs["layer_names"] = ["outer"]
