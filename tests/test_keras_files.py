@@ -422,6 +422,12 @@ def test_nothing_in_a_file_is_imported_or_run(
     assert "evil_module" not in sys.modules
 
 
+def test_without_h5py(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(OnnxAttnError, match=r"needs h5py: pip install 'onnx_attn\[keras\]'"):
+        load_layers(GOLDEN / "tf274.h5")
+
+
 # -- bad input ---------------------------------------------------------------------------------
 
 
