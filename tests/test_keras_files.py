@@ -422,6 +422,12 @@ def test_nothing_in_a_file_is_imported_or_run(
     assert "evil_module" not in sys.modules
 
 
+def test_without_h5py(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(OnnxAttnError, match=r"needs h5py: pip install 'onnx_attn\[keras\]'"):
+        load_layers(GOLDEN / "tf274.h5")
+
+
 # -- bad input ---------------------------------------------------------------------------------
 
 
@@ -603,6 +609,20 @@ def test_reads_of_hdf5_are_bounded_and_stay_inside_the_file(tmp_path: Path) -> N
     ):
         with pytest.raises(ModelError, match=message):
             load_layers(with_weights(tmp_path, fill), config=SCALED)
+
+
+def test_a_text_heap_that_hdf5_would_walk_for_ever(saved: Path, tmp_path: Path) -> None:
+    data = bytearray((saved / "tf2.7.4_family.h5").read_bytes())
+    heap = data.rindex(b"GCOL", 0, data.index(b'{"class_name"'))
+    data[heap + 16 : heap + 32] = bytes(16)  # an object that takes no room
+    path = tmp_path / "endless.h5"
+    path.write_bytes(data)
+    code = f"from onnx_attn.keras import load_layers; load_layers({str(path)!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "ModelError" in done.stderr
+    assert "a text in it cannot be read" in done.stderr
 
 
 def named_weights(path: Path, fill: Callable[[Any], None]) -> Path:
