@@ -363,8 +363,11 @@ def _dtype_name(dtype: Any) -> str:
     if dtype is None:
         return "float32"
     if isinstance(dtype, Mapping):
-        policy = cast("Mapping[str, Any]", dtype)
-        return _dtype_name(cast("Mapping[str, Any]", policy.get("config", {})).get("name", policy))
+        inner = cast("Mapping[str, Any]", dtype).get("config")
+        name = cast("Mapping[str, Any]", inner).get("name") if isinstance(inner, Mapping) else None
+        if not isinstance(name, str):
+            raise InputError(f"dtype must be one of {', '.join(DTYPES)}; received {dtype!r}")
+        return name
     if isinstance(dtype, str):
         return dtype
     name = getattr(dtype, "name", None)
