@@ -382,7 +382,6 @@ def _dtype_name(dtype: Any) -> str:
 def _seed_number(seed: Any) -> int | None:
     """Keras 3 may save its seed generator's config in place of the number."""
     if isinstance(seed, Mapping):
-        return cast("Mapping[str, Any]", cast("Mapping[str, Any]", seed).get("config", {})).get(
-            "seed"
-        )
+        inner = cast("Mapping[str, Any]", seed).get("config")
+        return cast("Mapping[str, Any]", inner).get("seed") if isinstance(inner, Mapping) else None
     return seed
