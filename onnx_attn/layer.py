@@ -363,8 +363,11 @@ def _dtype_name(dtype: Any) -> str:
     if dtype is None:
         return "float32"
     if isinstance(dtype, Mapping):
-        policy = cast("Mapping[str, Any]", dtype)
-        return _dtype_name(cast("Mapping[str, Any]", policy.get("config", {})).get("name", policy))
+        inner = cast("Mapping[str, Any]", dtype).get("config")
+        name = cast("Mapping[str, Any]", inner).get("name") if isinstance(inner, Mapping) else None
+        if not isinstance(name, str):
+            raise InputError(f"dtype must be one of {', '.join(DTYPES)}; received {dtype!r}")
+        return name
     if isinstance(dtype, str):
         return dtype
     name = getattr(dtype, "name", None)
@@ -379,7 +382,6 @@ def _dtype_name(dtype: Any) -> str:
 def _seed_number(seed: Any) -> int | None:
     """Keras 3 may save its seed generator's config in place of the number."""
     if isinstance(seed, Mapping):
-        return cast("Mapping[str, Any]", cast("Mapping[str, Any]", seed).get("config", {})).get(
-            "seed"
-        )
+        inner = cast("Mapping[str, Any]", seed).get("config")
+        return cast("Mapping[str, Any]", inner).get("seed") if isinstance(inner, Mapping) else None
     return seed

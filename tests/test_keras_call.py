@@ -289,6 +289,8 @@ def test_bad_calls(inputs: Any, mask: Any, words: str) -> None:
         ({"score_mode": "cosine"}, "Invalid value for argument score_mode"),
         ({"dtype": "int8"}, "dtype"),
         ({"dtype": object()}, "dtype"),
+        ({"dtype": {"class_name": "DTypePolicy", "config": "float16"}}, "dtype"),
+        ({"dtype": {"config": {"name": None}}}, "dtype"),
         ({"seed": 1.5}, "seed"),
         ({"use_scale": 1}, "use_scale"),
         ({"causal": None}, "causal"),
