@@ -126,7 +126,7 @@ def fill(path: Path) -> None:
 def test_a_full_disk(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
     mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
     if not mounted:
         pytest.skip("mounting needs root; test_no_room_for_the_file covers the same path")
