@@ -32,7 +32,7 @@ from onnx_attn.reference import attention
 
 SHRUNK = {
     "SMALL_QUERY": 6,
-    "CAUSAL_PAIRS": 10,
+    "CAUSAL_PAIRS": 70,
     "MASKED_PAIRS": 10,
     "PLAIN_PAIRS": 10,
     "BLOCK_PAIRS": 16,
@@ -41,9 +41,8 @@ SHRUNK = {
     "SMALLEST_BLOCK": 2,
     "LARGEST_BLOCK": 4,
     "CAUSAL_BLOCK": 3,
-    "BATCH_BLOCK": 3,
-    "MANY_ROWS_BLOCK": 2,
-    "BATCH_PAIRS": 200,
+    "HALVES_SCORES": 300,
+    "FOUR_PARTS_QUERIES": 50,
 }
 SESSIONS: dict[Any, Any] = {}
 
@@ -86,7 +85,8 @@ def stretched(case: Case, longest: int) -> Case:
         return taken if array.dtype == np.bool_ else taken * rng.uniform(0.5, 1, taken.shape)
 
     queries = longest if case.query.shape[1] > 1 else 1
-    keys = max(1, longest * 3 // 4) if case.key.shape[1] > 1 else case.key.shape[1]
+    keys = queries if case.key.shape[1] == case.query.shape[1] else max(1, longest * 3 // 4)
+    keys = keys if case.key.shape[1] > 1 else case.key.shape[1]
     tensors = {
         name: stretch(array, queries if name.startswith("query") else keys)
         for name, array in vars(case).items()
@@ -98,6 +98,15 @@ def stretched(case: Case, longest: int) -> Case:
             for name, array in tensors.items()
         }
     )
+
+
+def masks_for(case: Case) -> list[str]:
+    """What a file may be exported with to take the masks of `case`."""
+    taken = {"query": "query" if case.query_mask is not None else "", "value": ""}
+    if case.value_mask is not None:
+        taken["value"] = "value"
+    fits = {"both": {"query", "value"}, "query": {"query"}, "value": {"value"}, "none": set[str]()}
+    return [name for name, masks in fits.items() if set(taken.values()) - {""} <= masks]
 
 
 def wanted_of(case: Case, mode: str, causal: bool, weights: dict[str, Any], dtype: str) -> Any:
@@ -140,7 +149,7 @@ def test_schedule_agrees_with_the_reference(
         mode,
         {"use_scale": use_scale, "causal": causal, "dtype": dtype},
         return_attention_scores=scores_wanted,
-        masks=data.draw(st.sampled_from(["both", "value"])) if case.query_mask is None else "both",
+        masks=data.draw(st.sampled_from(masks_for(case))),
         scale="input" if weights else "constant",
         schedule=schedule,
     )
@@ -149,6 +158,11 @@ def test_schedule_agrees_with_the_reference(
     close(results["output"], output, dtype)
     if scores_wanted:
         close(results["attention_scores"], scores, dtype)
+
+
+# (batch, Tq, Tv); shrunk, the last four take causal parts: halves, four of them, four, eight.
+SMALL_SHAPES = [(1, 1, 1), (2, 3, 5), (3, 6, 6), (2, 9, 4), (2, 5, 11), (2, 14, 13)]
+SMALL_SHAPES += [(1, 10, 10), (2, 13, 13), (3, 16, 16), (1, 57, 57)]
 
 
 @pytest.mark.parametrize("schedule", ["auto", "tiled"])
@@ -166,7 +180,7 @@ def test_reference_evaluator_runs_every_branch(
         )
     evaluator = ReferenceEvaluator(model)
     rng = np.random.default_rng(3)
-    for batch, queries, keys in [(1, 1, 1), (2, 3, 5), (1, 9, 9), (3, 6, 6), (2, 9, 4), (2, 5, 11)]:
+    for batch, queries, keys in SMALL_SHAPES:
         for hidden in ("nothing", "tail", "front", "row"):
             value_mask = np.ones((batch, keys), np.bool_)
             if hidden == "tail":
@@ -234,29 +248,33 @@ def nodes_run(model: onnx.ModelProto, feeds: dict[str, np.ndarray], folder: Path
 
 
 ONE = np.array([[True]])
-# What runs: (causal, batch, Tq, Tv, dim, value mask or None), and how many Scans.
+# What runs: (causal, batch, Tq, Tv, dim, value mask or None), and how many Scans and Softmaxes.
 CHOICES = {
-    "tiny": ((False, 1, 16, 16, 64, ONE), 0),
-    "tiny causal, masked": ((True, 1, 16, 16, 64, np.ones((1, 16), np.bool_)), 0),
-    "decoding": ((False, 64, 1, 50, 512, ONE), 0),
-    "decoding, long": ((False, 1, 1, 4096, 64, ONE), 0),
-    "short": ((False, 32, 128, 128, 64, ONE), 0),
-    "plain 512": ((False, 2, 512, 512, 64, ONE), 0),
-    "plain 2,304": ((False, 1, 2304, 2304, 16, ONE), 2),
-    "causal 128": ((True, 4, 128, 128, 64, ONE), 0),
-    "causal 512: blocks of the whole batch": ((True, 2, 512, 512, 32, ONE), 1),
-    "causal, blocks uneven: row by row": ((True, 2, 701, 701, 32, ONE), 3),
-    "causal, queries without keys: row by row": ((True, 1, 600, 512, 32, ONE), 2),
-    "ragged 512": ((False, 2, 512, 512, 32, np.arange(512)[None] < [[128], [512]]), 3),
-    "causal, ragged": ((True, 2, 512, 512, 32, np.arange(512)[None] < [[128], [512]]), 3),
+    "tiny": ((False, 1, 16, 16, 64, ONE), 0, 1),
+    "tiny causal, masked": ((True, 1, 16, 16, 64, np.ones((1, 16), np.bool_)), 0, 1),
+    "decoding": ((False, 64, 1, 50, 512, ONE), 0, 1),
+    "decoding, long": ((False, 1, 1, 4096, 64, ONE), 0, 1),
+    "short": ((False, 32, 128, 128, 64, ONE), 0, 1),
+    "plain 512": ((False, 2, 512, 512, 64, ONE), 0, 1),
+    "plain 2,304": ((False, 1, 2304, 2304, 16, ONE), 2, 6),
+    "causal 128": ((True, 4, 128, 128, 64, ONE), 0, 1),
+    "causal 512: halves": ((True, 2, 512, 512, 32, ONE), 0, 2),
+    "causal 511: no even halves": ((True, 2, 511, 511, 32, ONE), 0, 4),
+    "causal, many rows: four parts": ((True, 4, 512, 512, 32, ONE), 0, 4),
+    "causal 1,501: eight parts": ((True, 1, 1501, 1501, 32, ONE), 0, 8),
+    "causal, too many scores: row by row": ((True, 9, 2048, 2048, 1, ONE), 10, 72),
+    "causal, a key more than queries: row by row": ((True, 1, 512, 513, 32, ONE), 2, 2),
+    "causal, a query without a key: row by row": ((True, 1, 513, 512, 32, ONE), 2, 3),
+    "ragged 512": ((False, 2, 512, 512, 32, np.arange(512)[None] < [[128], [512]]), 3, 2),
+    "causal, ragged": ((True, 2, 512, 512, 32, np.arange(512)[None] < [[128], [512]]), 3, 4),
     # The first row has queries that see nothing: two walks.
-    "causal, front": ((True, 2, 512, 512, 32, np.arange(512)[None] >= [[128], [0]]), 4),
+    "causal, front": ((True, 2, 512, 512, 32, np.arange(512)[None] >= [[128], [0]]), 4, 5),
 }
 
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_auto_takes_the_form_that_pays(name: str, tmp_path: Path) -> None:
-    (causal, batch, queries, keys, dim, mask), scans = CHOICES[name]
+    (causal, batch, queries, keys, dim, mask), scans, softmaxes = CHOICES[name]
     feeds = {
         "query": numbers(batch, queries, dim),
         "value": numbers(batch, keys, dim, seed=1),
@@ -265,13 +283,14 @@ def test_auto_takes_the_form_that_pays(name: str, tmp_path: Path) -> None:
         "value_mask": mask,
     }
     model = model_of("dot", {"causal": causal})
-    assert nodes_run(model, feeds, tmp_path)["Scan"] == scans
+    ran = nodes_run(model, feeds, tmp_path)
+    assert (ran["Scan"], ran["Softmax"]) == (scans, softmaxes)
     if mask is ONE:
         # A mask of [[True]] costs what no mask costs.
         bare = {name: feeds[name] for name in ("query", "value", "key")}
         unmasked = nodes_run(model_of("dot", {"causal": causal}, masks="none"), bare, tmp_path)
-        assert unmasked["Scan"] == scans
-    if scans:
+        assert (unmasked["Scan"], unmasked["Softmax"]) == (scans, softmaxes)
+    if softmaxes > 1:
         (tiled,) = raw(model).run(None, feeds)
         (dense,) = raw(model_of("dot", {"causal": causal}, schedule="dense")).run(None, feeds)
         np.testing.assert_allclose(tiled, dense, rtol=1e-5, atol=2e-6)
@@ -354,14 +373,23 @@ NAMED_IN_TILES = {
 }
 
 
-def shaped(shapes: dict[str, tuple[int, ...]], large: bool) -> dict[str, np.ndarray]:
-    """Ones of these shapes; small: lengths 400 to 405 become 3 to 8, so that dense runs."""
+# Lengths of GOOD and WRONG in each form: small ones take dense, square ones causal parts.
+LENGTHS: dict[str, dict[int, int]] = {
+    "small": {length: length - 397 for length in range(399, 406)},
+    "large": {},
+    "halves": {403: 399, 404: 400, 405: 401, 808: 800},
+    "four parts": {399: 400, 400: 401, 401: 402, 403: 400, 404: 401, 405: 402, 808: 802},
+}
 
-    def length(size: int) -> int:
-        return size - 397 if not large and 390 < size < 410 else size
 
+def shaped(shapes: dict[str, tuple[int, ...]], size: str) -> dict[str, np.ndarray]:
+    """Ones of these shapes, in the lengths of `size`."""
+    lengths = LENGTHS[size]
     return {
-        name: np.ones([length(size) for size in shape], np.bool_ if "mask" in name else np.float32)
+        name: np.ones(
+            [lengths.get(length, length) for length in shape],
+            np.bool_ if "mask" in name else np.float32,
+        )
         for name, shape in shapes.items()
     }
 
@@ -374,34 +402,37 @@ def raw_files() -> dict[tuple[str, bool, str], onnxruntime.InferenceSession]:
         )
         for schedule in ("auto", "tiled", "dense")
         for causal in (False, True)
-        for masks in ("both", "none")
+        for masks in ("both", "query", "none")
     }
 
 
-@pytest.mark.parametrize("size", ["small", "large"])
+@pytest.mark.parametrize("size", LENGTHS)
 @pytest.mark.parametrize("causal", [False, True], ids=["plain", "causal"])
 @pytest.mark.parametrize("schedule", ["auto", "tiled", "dense"])
 def test_raw_files_fail_on_shapes_that_do_not_fit(
     schedule: str, causal: bool, size: str, raw_files: Any
 ) -> None:
-    for given_masks in ("own", "one", "none"):
-        session = raw_files[schedule, causal, "none" if given_masks == "none" else "both"]
+    for given_masks in ("own", "one", "query", "none"):
+        session = raw_files[
+            schedule, causal, given_masks if given_masks in ("query", "none") else "both"
+        ]
+        taken = {entry.name for entry in session.get_inputs()}
         masks = MASKS
-        if given_masks != "own":
+        if given_masks == "one":
             masks = {"query_mask": (1, 1), "value_mask": (1, 1)}
 
         def feeds(
-            shapes: dict[str, tuple[int, ...]],
-            masks: Any = masks,
-            bare: bool = given_masks == "none",
+            shapes: dict[str, tuple[int, ...]], masks: Any = masks, taken: set[str] = taken
         ) -> dict[str, np.ndarray]:
-            made = shaped({**GOOD, **masks, **shapes}, size == "large")
-            return {n: a for n, a in made.items() if not (bare and "mask" in n)}
+            made = shaped({**GOOD, **masks, **shapes}, size)
+            return {name: array for name, array in made.items() if name in taken}
 
         (output,) = session.run(None, feeds({}))
         assert output.shape == (*feeds({})["query"].shape[:2], 8)
         for wrong, shapes in WRONG.items():
-            if given_masks != "own" and any("mask" in name for name in shapes):
+            if given_masks == "one" and any("mask" in name for name in shapes):
+                continue
+            if not set(shapes) <= taken:
                 continue
             with pytest.raises(Exception, match="ONNXRuntimeError") as raised:
                 session.run(None, feeds(shapes))

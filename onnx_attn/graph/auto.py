@@ -5,10 +5,18 @@ All arithmetic is inside the branches: what passes through an If from outside is
 
 from __future__ import annotations
 
-from .causal import causal_blocks
+from .causal import causal_halves, causal_parts
 from .dense import nothing_is_hidden, small_dense
 from .pieces import Steps, branches
-from .thresholds import causal_block, dense_suits, query_is_small
+from .thresholds import (
+    dense_suits,
+    four_parts_suit,
+    halves_suit,
+    key_length,
+    parts_suit,
+    query_is_small,
+    query_length,
+)
 from .tiled import walk
 
 
@@ -43,34 +51,43 @@ def auto(op, steps: Steps, scores_wanted: bool):
 
 
 def by_length(op, steps, scores_wanted):
-    """Dense or in blocks, by the lengths of query and key."""
+    """Dense, in causal parts or in blocks, by the lengths of query and key."""
+    causal, value_mask = steps.config.causal, steps.tensors.value_mask
+    in_parts = causal and value_mask is None and steps.has_dot_scores and not scores_wanted
+    lengths = query_length(op, steps), key_length(op, steps)
+    pairs = op.Mul(*lengths, _outputs=["pairs"])
 
     def short(op):
         return small_dense(op, steps, scores_wanted)
 
-    def long(op):
-        spans_batch = steps.config.causal and steps.has_dot_scores and not scores_wanted
-        if steps.tensors.value_mask is not None or not spans_batch:
-            return walk(op, steps, scores_wanted)
-        block, suits = causal_block(op, steps)
-        return branches(
-            op,
-            steps,
-            suits,
-            {
-                "in_causal_blocks": lambda op: causal_blocks(op, steps, block),
-                "in_rows": lambda op: walk(op, steps, scores_wanted),
-            },
-            scores_wanted,
-        )
+    def in_rows(op):
+        return walk(op, steps, scores_wanted)
 
-    if scores_wanted and not steps.config.causal and steps.tensors.value_mask is None:
+    def long(op):
+        return by_parts(op, steps, lengths, pairs, in_rows) if in_parts else in_rows(op)
+
+    if scores_wanted and not causal and value_mask is None:
         # The score matrix is made anyway, and no part of it can be left out.
         return short(op)
-    return branches(
-        op,
-        steps,
-        dense_suits(op, steps),
-        {"short": short, "long": long},
-        scores_wanted,
-    )
+    forms = {"short": short, "long": long}
+    return branches(op, steps, dense_suits(op, steps, pairs), forms, scores_wanted)
+
+
+def by_parts(op, steps, lengths, pairs, in_rows):
+    """Two, four or eight causal parts, or else blocks: fewer questions where time is short."""
+    batch = op.Shape(steps.tensors.query, start=0, end=1, _outputs=["batch_size"])
+    scores = op.Mul(batch, pairs, _outputs=["scores_of_batch"])
+
+    def not_in_halves(op):
+        forms = {"in_parts": in_parts, "in_rows": in_rows}
+        return branches(op, steps, parts_suit(op, lengths, scores), forms, False)
+
+    def in_parts(op):
+        forms = {
+            "in_four": lambda op: causal_parts(op, steps, 4),
+            "in_eight": lambda op: causal_parts(op, steps, 8),
+        }
+        return branches(op, steps, four_parts_suit(op, lengths), forms, False)
+
+    forms = {"in_halves": lambda op: causal_halves(op, steps), "not_in_halves": not_in_halves}
+    return branches(op, steps, halves_suit(op, lengths, scores), forms, False)

@@ -1,71 +1,84 @@
-"""Causal attention without masks: blocks of queries that span the batch.
+"""Causal attention of a sequence to itself without a value mask: queries in a few unrolled parts.
 
-A block reads the keys before it and the keys beside it. Only the square beside it holds hidden
-pairs, always the same ones, so the causal bias is one triangle for all blocks and is added to that
-square alone.
+A part reads the keys before it and the keys beside it. Only the square beside it holds hidden
+pairs, the same ones in every part, so the causal bias is one triangle and is added to that square
+alone. Parts span the batch: the operators then split the work by batch rows, and what a core
+computes it mostly reads again itself.
 """
 
 from __future__ import annotations
 
-import onnx_ir as ir
-
 from . import functions
-from .guards import guarded
-from .pieces import Steps, subgraph
+from .dense import finished
+from .guards import one_batch
 from .thresholds import HIDDEN, query_length
 
 
-def causal_blocks(op, steps: Steps, block):
-    """The output [batch, Tq, value_dim], where Tq is a multiple of `block` and at most Tv."""
-    steps, batch, _ = guarded(op, steps)
-    query, key, value = steps.tensors.query, steps.tensors.key, steps.tensors.value
-    queries = query_length(op, steps)
-    query_dim = op.Shape(query, start=2, end=3, _outputs=["dim_size"])
-    value_dim = op.Shape(value, start=2, end=3, _outputs=["value_dim_size"])
-    starts = op.Range(0, op.Squeeze(queries), op.Squeeze(block))
-    starts = op.Unsqueeze(starts, [1], _outputs=["block_starts"])
-    ends = op.Add(starts, block, _outputs=["block_ends"])
-    triangle = causal_triangle(op, steps, block)
-    query = steps.prepare_query(op, query)
-    query = op.Reshape(query, op.Concat(batch, [-1], block, query_dim, axis=0))
-    blocks = op.Transpose(query, perm=[1, 0, 2, 3], _outputs=["query_blocks"])
-
-    def body(op, query, start, end):
-        before = op.Slice(key, [0], start, [1], _outputs=["keys_before"])
-        beside = op.Slice(key, start, end, [1], _outputs=["keys_beside"])
-        square = op.Add(steps.scores(op, query, beside), triangle, _outputs=["scores_beside"])
-        scores = op.Concat(
-            steps.scores(op, query, before), square, axis=2, _outputs=["scores_masked"]
-        )
-        weights = op.call_inline(functions.softmax_weights, scores, _outputs=["weights"])
-        weights = steps.drop(op, weights)
-        seen = op.Slice(value, [0], end, [1], _outputs=["values_seen"])
-        return op.call_inline(functions.weighted_sum, weights, seen, _outputs=["attended"])
-
-    int64 = ir.TensorType(ir.DataType.INT64)
-    attended = op.Scan(
-        blocks,
-        starts,
-        ends,
-        body=subgraph(
-            op,
-            body,
-            [steps.value_named("attended_block", "batch", "block", "value_dim")],
-            [
-                steps.value_named("query_block", "batch", "block", "dim"),
-                ir.Value(name="block_start", shape=ir.Shape([1]), type=int64),
-                ir.Value(name="block_end", shape=ir.Shape([1]), type=int64),
-            ],
-        ),
-        num_scan_inputs=3,
-        _outputs=["attended_blocks"],
+def causal_halves(op, steps):
+    """The output [batch, Tq, value_dim] in two parts, where Tq = Tv is even."""
+    tensors = steps.tensors
+    query = steps.prepare_query(op, tensors.query)
+    early, late = op.Split(query, axis=1, _outputs=["early_queries", "late_queries"])
+    before, beside = op.Split(tensors.key, axis=1, _outputs=["early_keys", "late_keys"])
+    half = op.Shape(early, start=1, end=2, _outputs=["half_length"])
+    seen = op.Slice(tensors.value, one_batch(op, steps), half, [1], _outputs=["early_values"])
+    triangle = causal_triangle(op, steps, half)
+    parts = (
+        part(op, steps, early, None, before, triangle, seen, 0),
+        part(op, steps, late, before, beside, triangle, tensors.value, 1),
     )
-    rows = op.Transpose(attended, perm=[1, 0, 2, 3], _outputs=["attended_rows"])
-    shape = op.Concat(batch, queries, value_dim, axis=0)
-    return (op.Reshape(rows, shape, _outputs=["attended"]),)
+    return joined(op, steps, parts)
 
 
-def causal_triangle(op, steps, block):
-    """The causal bias of the keys beside a block, as many as its queries: [block, block]."""
-    hidden = op.Expand(steps.number(op, HIDDEN), op.Concat(block, block, axis=0))
+def causal_parts(op, steps, count):
+    """The output [batch, Tq, value_dim] in `count` parts, where Tq = Tv > count squared.
+
+    All parts are equally long. Where they do not fit evenly the last one begins earlier, and what
+    it repeats is cut off the part before it.
+    """
+    query, key, value = steps.tensors.query, steps.tensors.key, steps.tensors.value
+    length = query_length(op, steps)
+    size = op.Div(op.Add(length, [count - 1]), [count], _outputs=["part_length"])
+    multiples = [op.Mul(size, [number], _outputs=["part_end"]) for number in range(2, count)]
+    ends = [size, *multiples, length]
+    zero = one_batch(op, steps)
+    starts = [zero, *ends[: count - 2], op.Sub(length, size, _outputs=["last_part_start"])]
+    triangle = causal_triangle(op, steps, size)
+    query = steps.prepare_query(op, query)
+    parts = []
+    for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        queries = op.Slice(query, start, end, [1], _outputs=["queries_of_part"])
+        before = None
+        if number > 0:
+            before = op.Slice(key, zero, start, [1], _outputs=["keys_before"])
+        beside = op.Slice(key, start, end, [1], _outputs=["keys_beside"])
+        # All values to the last part, so that too many of them fail there.
+        last = number == count - 1
+        seen = value if last else op.Slice(value, zero, end, [1], _outputs=["values_seen"])
+        parts.append(part(op, steps, queries, before, beside, triangle, seen, number))
+    once = op.Sub(starts[-1], starts[-2], _outputs=["queries_not_repeated"])
+    parts[-2] = op.Slice(parts[-2], zero, once, [1], _outputs=["attended_once"])
+    return joined(op, steps, parts)
+
+
+def part(op, steps, queries, before, beside, triangle, values, number):
+    """Queries of one part on the keys before them, if there are any, and on those beside them."""
+    scores = op.Add(steps.scores(op, queries, beside), triangle, _outputs=["scores_beside"])
+    if before is not None:
+        scores = op.Concat(
+            steps.scores(op, queries, before), scores, axis=2, _outputs=["scores_masked"]
+        )
+    weights = op.call_inline(functions.softmax_weights, scores, _outputs=["weights"])
+    return steps.weighted_sum(op, steps.drop(op, weights, draw=number), values)
+
+
+def joined(op, steps, parts):
+    """The parts as one output, under the query mask."""
+    output = op.Concat(*parts, axis=1, _outputs=["attended"])
+    return (output if steps.tensors.query_mask is None else finished(op, steps, output),)
+
+
+def causal_triangle(op, steps, length):
+    """The causal bias of the keys beside as many queries: [length, length]."""
+    hidden = op.Expand(steps.number(op, HIDDEN), op.Concat(length, length, axis=0))
     return op.Trilu(hidden, op.Constant(value_int=1), upper=1, _outputs=["causal_triangle"])

@@ -44,6 +44,23 @@ def guarded(op, steps: Steps):
     return Steps(steps.config, checked), batch, length
 
 
+def one_batch(op, steps: Steps):
+    """The number 0, int64[1], if all tensors have one batch size; else the runtime's error.
+
+    For forms that multiply whole tensors, so that MatMul refuses all other shapes that do not fit.
+    Who takes the 0 waits for the check. It moves no data, which a Reshape of inputs does.
+    """
+    tensors = steps.tensors
+    inputs = [tensors.query, tensors.value]
+    if tensors.key is not tensors.value:
+        inputs.append(tensors.key)
+    batches = [op.Shape(tensor, start=0, end=1) for tensor in inputs]
+    difference = op.Sub(op.Max(*batches), op.Min(*batches), _outputs=["batch_difference"])
+    zero = op.Gather([0], difference, axis=0, _outputs=["zero"])
+    zero.producer().name = BATCHES
+    return zero
+
+
 def mask_of_rows(op, mask, batch, length, name):
     """A mask of every batch row, [batch, length]; one that does not fit is the runtime's error.
 

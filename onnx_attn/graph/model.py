@@ -113,6 +113,7 @@ def _finish(model: ir.Model) -> ir.Model:
     passes.DeduplicateInitializersPass()(model)
     passes.RemoveUnusedNodesPass()(model)
     _rename(model)
+    _leave_types_to_inference(model)
     return model
 
 
@@ -155,6 +156,14 @@ def _rename(model: ir.Model) -> None:
         else:
             node.name = node.outputs[0].name
         node.metadata_props.clear()
+
+
+def _leave_types_to_inference(model: ir.Model) -> None:
+    """No types of values between nodes: they follow from the declared ones, and are a quarter."""
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        for output in node.outputs:
+            if not output.is_graph_output():
+                output.type = output.shape = None
 
 
 def _constant_name(value: ir.Value) -> str:

@@ -114,9 +114,13 @@ class Steps:
                 scores.producer().name = "scores__value_mask_must_fit_the_key"
         weights = op.call_inline(functions.softmax_weights, scores, _outputs=["weights"])
         weights = self.drop(op, weights)
+        return self.weighted_sum(op, weights, value), weights
+
+    def weighted_sum(self, op, weights, value):
+        """weights @ value: [batch, Tq, Tv] x [batch, Tv, value_dim] -> [batch, Tq, value_dim]."""
         attended = op.call_inline(functions.weighted_sum, weights, value, _outputs=["attended"])
         attended.producer().name = "weighted_sum__key_and_value_must_have_the_same_length"
-        return attended, weights
+        return attended
 
     def block_scores(self, op, query, key, bias=None):
         """Scores of one batch row's queries: [block, dim], [keys, dim] -> [block, keys].
@@ -138,9 +142,10 @@ class Steps:
             return scores
         return op.call_inline(functions.masked_scores, scores, bias, _outputs=["scores_masked"])
 
-    def drop(self, op, weights, rank=3):
+    def drop(self, op, weights, rank=3, draw=0):
         """In training: weights dropped at `dropout`, the kept ones times 1/(1-dropout).
 
+        Nodes of the same seed draw the same numbers: `draw` tells those of one graph apart.
         Not the Dropout operator: ONNX Runtime's optimizer deletes it, whatever training_mode says.
         """
         if self.tensors.training is None:
@@ -148,7 +153,7 @@ class Steps:
         rate, dims = self.config.dropout, [None] * rank
 
         def dropped(op):
-            attributes = {} if self.config.seed is None else {"seed": float(self.config.seed)}
+            attributes = {} if self.config.seed is None else {"seed": float(self.config.seed + draw)}
             drawn = op.RandomUniformLike(
                 weights, dtype=int(self.compute), _outputs=["drawn"], **attributes
             )

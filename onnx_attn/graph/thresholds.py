@@ -19,14 +19,13 @@ BLOCK_PAIRS = 2**20
 # number, beyond in blocks of the second, which the cache holds.
 DENSE_FEATURES, BLOCK_FEATURES = 2**20, 2**18
 SMALLEST_BLOCK, LARGEST_BLOCK = 64, 512
-CAUSAL_BLOCK = 128
+CAUSAL_BLOCK = 256
 
-# Query rows of one causal block that spans the batch: many rows fill both cores with less.
-BATCH_BLOCK, MANY_ROWS_BLOCK = 128, 64
-# (batch - 1) * Tv * Tv up to which a block of the whole batch beats the batch row by row.
-BATCH_PAIRS = 5 * 2**20
-# Key elements up to which such a block, and its copy of the keys, stay small.
-BATCH_BLOCK_KEYS = 2**21
+# Scores of the batch up to which two causal halves suffice, and the queries for which four do.
+HALVES_SCORES = 3 * 2**18
+FOUR_PARTS_QUERIES = 1400
+# Scores of the batch in the largest of eight parts: beyond, blocks need less memory and time.
+PART_SCORES = 2**22
 
 
 def query_is_small(op, steps):
@@ -38,10 +37,9 @@ def query_is_small(op, steps):
     return op.Less(size, SMALL_QUERY, _outputs=["query_is_small"])
 
 
-def dense_suits(op, steps):
-    """True where the dense form is at least as fast, or a tensor is empty: bool[1]."""
+def dense_suits(op, steps, pairs):
+    """True where the dense form is at least as fast for Tq * Tv `pairs`, or no values: bool[1]."""
     tensors = steps.tensors
-    pairs = op.Mul(query_length(op, steps), key_length(op, steps), _outputs=["pairs"])
     if not steps.has_dot_scores:
         limit = 1
     elif steps.config.causal:
@@ -55,24 +53,28 @@ def dense_suits(op, steps):
     return op.Or(few, nothing, _outputs=["dense_suits"])
 
 
-def causal_block(op, steps):
-    """Query rows of one block that spans the batch, int64[1], and whether such blocks suit.
+def halves_suit(op, lengths, scores):
+    """True where halves are even, and so few `scores` that starting operators weighs more: bool[1].
 
-    They do, bool[1], where they hold all queries with none left over, where each query has a key
-    of its own, and where the batch is not too large.
+    Causal parts are for sequences that attend to themselves.
     """
-    queries, keys = query_length(op, steps), key_length(op, steps)
-    batch = op.Shape(steps.tensors.query, start=0, end=1, _outputs=["batch_size"])
-    many_rows = op.Less(queries, op.Mul(batch, [512]), _outputs=["many_rows"])
-    block = even_blocks(op, queries, op.Where(many_rows, [MANY_ROWS_BLOCK], [BATCH_BLOCK]))
-    even = op.Equal(op.Mod(queries, block), [0], _outputs=["blocks_are_even"])
-    keyed = op.LessOrEqual(queries, keys, _outputs=["queries_have_keys"])
-    pairs = op.Mul(op.Sub(batch, [1]), op.Mul(keys, keys), _outputs=["pairs_of_other_rows"])
-    few = op.And(
-        op.LessOrEqual(pairs, [BATCH_PAIRS], _outputs=["few_pairs"]),
-        op.LessOrEqual(op.Size(steps.tensors.key), BATCH_BLOCK_KEYS, _outputs=["few_keys"]),
-    )
-    return block, op.And(op.And(even, keyed), few, _outputs=["causal_blocks_suit"])
+    queries, keys = lengths
+    square = op.Equal(queries, keys, _outputs=["one_key_for_each_query"])
+    even = op.Equal(op.Mod(queries, [2]), [0], _outputs=["even_query_length"])
+    few = op.Less(scores, [HALVES_SCORES], _outputs=["few_scores"])
+    return op.And(op.And(square, even), few, _outputs=["halves_suit"])
+
+
+def parts_suit(op, lengths, scores):
+    """True where parts of the whole batch are not too large for its `scores`: bool[1]."""
+    square = op.Equal(*lengths, _outputs=["one_key_for_each_query"])
+    few = op.LessOrEqual(scores, [8 * PART_SCORES], _outputs=["not_many_scores"])
+    return op.And(square, few, _outputs=["parts_suit"])
+
+
+def four_parts_suit(op, lengths):
+    """True where the squares of four parts waste less than eight parts cost: bool[1]."""
+    return op.Less(lengths[0], [FOUR_PARTS_QUERIES], _outputs=["four_parts_suit"])
 
 
 def something_is_empty(op, steps):
