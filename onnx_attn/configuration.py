@@ -17,6 +17,7 @@ from .errors import InputError, ModelError
 FORMAT = 1
 FORMAT_KEY = "onnx_attn.format"
 CONFIG_KEY = "onnx_attn.config"
+RUNTIME_KEY = "onnx_attn.runtime"
 EXPORT_KEY = "onnx_attn.export"
 WEIGHTS_KEY = "onnx_attn.weights"
 
@@ -25,7 +26,7 @@ ScoreMode = Literal["dot", "concat"]
 Masks = Literal["both", "value", "query", "none"]
 Inputs = Literal["required", "optional"]
 Scale = Literal["constant", "input"]
-Schedule = Literal["auto", "dense", "tiled"]
+Schedule = Literal["auto", "dense", "tiled", "fused"]
 
 OLDEST_OPSET, NEWEST_OPSET = 17, 21
 # ONNX Runtime 1.12, the first with opset 17, reads IR 8; opset 19 and 21 came with IR 9 and 10.
@@ -173,6 +174,23 @@ class ExportOptions:
             )
         self._check_dims()
 
+    def _check_fused(self, config: LayerConfig) -> None:
+        """MultiHeadAttention has a fast and exact kernel for plain dot products alone."""
+        reasons = {
+            "scores that are no dot products": config.layer != "Attention"
+            or config.score_mode != "dot",
+            "causal=True": config.causal,
+            "float64": config.floats.compute == "float64",
+            "return_attention_scores=True": self.return_attention_scores,
+            "training=True": self.training,
+        }
+        for reason, found in reasons.items():
+            if found:
+                raise InputError(
+                    "schedule='fused' is ONNX Runtime's MultiHeadAttention, which cannot do "
+                    f"{reason} fast and exactly. Export with schedule='auto'"
+                )
+
     def _check_dims(self) -> None:
         if self.dims is None:
             return
@@ -203,8 +221,15 @@ class ExportOptions:
                     f"dims: {mask} must be 1 or equal to {dim}={sizes[dim]}; received {fixed}"
                 )
 
+    @property
+    def needs_onnxruntime(self) -> bool:
+        """Whether the file has operators that only ONNX Runtime knows."""
+        return self.schedule == "fused"
+
     def check_against(self, config: LayerConfig) -> None:
         """Raise InputError where these options contradict the layer."""
+        if self.schedule == "fused":
+            self._check_fused(config)
         if self.scale == "input" and not config.weight_names:
             raise InputError(
                 "scale='input' needs a layer with a weight; received use_scale=False. "
@@ -295,6 +320,8 @@ def write_metadata(
         CONFIG_KEY: json.dumps(asdict(config), sort_keys=True),
         EXPORT_KEY: json.dumps(asdict(options), sort_keys=True),
     }
+    if options.needs_onnxruntime:
+        metadata[RUNTIME_KEY] = f"onnxruntime, computes in {config.floats.compute}"
     if weights:
         as_lists = {name: weight.astype(np.float64).tolist() for name, weight in weights.items()}
         metadata[WEIGHTS_KEY] = json.dumps(as_lists, sort_keys=True)

@@ -80,6 +80,8 @@ def describe(config: LayerConfig, options: ExportOptions) -> str:
         words.append("value is also the key")
     if config.floats.compute != config.floats.tensor:
         words.append(f"computed in {config.floats.compute}")
+    if options.needs_onnxruntime:
+        words.append("needs ONNX Runtime, for its operator com.microsoft.MultiHeadAttention")
     words.append("inputs: " + "; ".join(str(spec) for spec in specs.inputs.values()))
     words.append("outputs: " + "; ".join(str(spec) for spec in specs.outputs.values()))
     if {"query_mask", "value_mask"} & set(specs.inputs):

@@ -192,7 +192,8 @@ class _AttentionLayer:
             scale: the weights as "constant" initializers or as an "input".
             return_attention_scores: add the output attention_scores.
             training: add the input training, which drops attention weights when True.
-            schedule: how the score matrix is walked.
+            schedule: how the score matrix is walked: "auto", "dense", "tiled", or "fused", which
+                needs ONNX Runtime.
             opset: 17 to 21; 17 loads in ONNX Runtime 1.12 and later.
             dims: sizes to fix by dim name, like {"batch": 1, "dim": 64}.
 

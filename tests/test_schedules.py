@@ -35,6 +35,7 @@ SHRUNK = {
     "CAUSAL_PAIRS": 70,
     "MASKED_PAIRS": 10,
     "PLAIN_PAIRS": 10,
+    "FUSED_PAIRS": 10,
     "BLOCK_PAIRS": 16,
     "DENSE_FEATURES": 20,
     "BLOCK_FEATURES": 40,
@@ -102,11 +103,9 @@ def stretched(case: Case, longest: int) -> Case:
 
 def masks_for(case: Case) -> list[str]:
     """What a file may be exported with to take the masks of `case`."""
-    taken = {"query": "query" if case.query_mask is not None else "", "value": ""}
-    if case.value_mask is not None:
-        taken["value"] = "value"
-    fits = {"both": {"query", "value"}, "query": {"query"}, "value": {"value"}, "none": set[str]()}
-    return [name for name, masks in fits.items() if set(taken.values()) - {""} <= masks]
+    needed = {name for name in ("query", "value") if vars(case)[f"{name}_mask"] is not None}
+    takes = {"both": {"query", "value"}, "query": {"query"}, "value": {"value"}, "none": set[str]()}
+    return [masks for masks, names in takes.items() if needed <= names]
 
 
 def wanted_of(case: Case, mode: str, causal: bool, weights: dict[str, Any], dtype: str) -> Any:
@@ -256,7 +255,7 @@ CHOICES = {
     "decoding, long": ((False, 1, 1, 4096, 64, ONE), 0, 1),
     "short": ((False, 32, 128, 128, 64, ONE), 0, 1),
     "plain 512": ((False, 2, 512, 512, 64, ONE), 0, 1),
-    "plain 2,304": ((False, 1, 2304, 2304, 16, ONE), 2, 6),
+    "plain 3,072": ((False, 1, 3072, 3072, 16, ONE), 2, 6),
     "causal 128": ((True, 4, 128, 128, 64, ONE), 0, 1),
     "causal 512: halves": ((True, 2, 512, 512, 32, ONE), 0, 2),
     "causal 511: no even halves": ((True, 2, 511, 511, 32, ONE), 0, 4),
@@ -382,9 +381,10 @@ LENGTHS: dict[str, dict[int, int]] = {
 }
 
 
-def shaped(shapes: dict[str, tuple[int, ...]], size: str) -> dict[str, np.ndarray]:
-    """Ones of these shapes, in the lengths of `size`."""
-    lengths = LENGTHS[size]
+def shaped(
+    shapes: dict[str, tuple[int, ...]], lengths: dict[int, int]
+) -> dict[str, np.ndarray]:
+    """Ones of these shapes, their lengths replaced by `lengths`."""
     return {
         name: np.ones(
             [lengths.get(length, length) for length in shape],
@@ -424,7 +424,7 @@ def test_raw_files_fail_on_shapes_that_do_not_fit(
         def feeds(
             shapes: dict[str, tuple[int, ...]], masks: Any = masks, taken: set[str] = taken
         ) -> dict[str, np.ndarray]:
-            made = shaped({**GOOD, **masks, **shapes}, size)
+            made = shaped({**GOOD, **masks, **shapes}, LENGTHS[size])
             return {name: array for name, array in made.items() if name in taken}
 
         (output,) = session.run(None, feeds({}))
@@ -535,7 +535,7 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory i
 def test_memory_is_that_of_blocks(causal: bool, hidden: int, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     onnx.save_model(model_of("dot", {"causal": causal}), path)
-    assert growth(path, 4096, 64, hidden) < 24  # the score matrix has 64
+    assert growth(path, 4096, 64, hidden) < 36  # the score matrix has 64
 
 
 @LINUX

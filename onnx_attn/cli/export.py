@@ -118,7 +118,9 @@ def export(
     ] = None,
     schedule: Annotated[
         str | None,
-        typer.Option(help="How the scores are walked.", rich_help_panel=FILE),
+        typer.Option(
+            help="How the scores are walked: auto, dense, tiled, fused.", rich_help_panel=FILE
+        ),
     ] = None,
     opset: Annotated[int | None, typer.Option(help="17 to 21.", rich_help_panel=FILE)] = None,
     dims: Annotated[

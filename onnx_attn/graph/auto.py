@@ -20,8 +20,11 @@ from .thresholds import (
 from .tiled import walk
 
 
-def auto(op, steps: Steps, scores_wanted: bool):
-    """The output and, where wanted, the weights: [batch, Tq, value_dim], [batch, Tq, Tv]."""
+def auto(op, steps: Steps, scores_wanted: bool, long_plain=None):
+    """The output and, where wanted, the weights: [batch, Tq, value_dim], [batch, Tq, Tv].
+
+    `long_plain(op, steps)`, where given, stands in for blocks where no key is hidden.
+    """
 
     def small(op):
         return small_dense(op, steps, scores_wanted)
@@ -33,14 +36,14 @@ def auto(op, steps: Steps, scores_wanted: bool):
             if mask is not None
         ]
         if not masks:
-            return by_length(op, steps, scores_wanted)
+            return by_length(op, steps, scores_wanted, long_plain)
         return branches(
             op,
             steps,
             nothing_is_hidden(op, *masks),
             {
-                "unmasked": lambda op: by_length(op, steps.unmasked(), scores_wanted),
-                "masked": lambda op: by_length(op, steps, scores_wanted),
+                "unmasked": lambda op: by_length(op, steps.unmasked(), scores_wanted, long_plain),
+                "masked": lambda op: by_length(op, steps, scores_wanted, long_plain),
             },
             scores_wanted,
         )
@@ -50,12 +53,13 @@ def auto(op, steps: Steps, scores_wanted: bool):
     )
 
 
-def by_length(op, steps, scores_wanted):
-    """Dense, in causal parts or in blocks, by the lengths of query and key."""
+def by_length(op, steps, scores_wanted, long_plain=None):
+    """Dense, in causal parts, by `long_plain` or in blocks: by the lengths of query and key."""
     causal, value_mask = steps.config.causal, steps.tensors.value_mask
     in_parts = causal and value_mask is None and steps.has_dot_scores and not scores_wanted
     lengths = query_length(op, steps), key_length(op, steps)
     pairs = op.Mul(*lengths, _outputs=["pairs"])
+    plain_form = None if causal or value_mask is not None else long_plain
 
     def short(op):
         return small_dense(op, steps, scores_wanted)
@@ -64,13 +68,15 @@ def by_length(op, steps, scores_wanted):
         return walk(op, steps, scores_wanted)
 
     def long(op):
-        return by_parts(op, steps, lengths, pairs, in_rows) if in_parts else in_rows(op)
+        if in_parts:
+            return by_parts(op, steps, lengths, pairs, in_rows)
+        return in_rows(op) if plain_form is None else plain_form(op, steps)
 
     if scores_wanted and not causal and value_mask is None:
         # The score matrix is made anyway, and no part of it can be left out.
         return short(op)
     forms = {"short": short, "long": long}
-    return branches(op, steps, dense_suits(op, steps, pairs), forms, scores_wanted)
+    return branches(op, steps, dense_suits(op, steps, pairs, plain_form), forms, scores_wanted)
 
 
 def by_parts(op, steps, lengths, pairs, in_rows):

@@ -89,6 +89,7 @@ def finished(op, steps, attended):
     smallest = op.Min(*batches, _outputs=["smallest_batch"])
     query_length = op.Shape(tensors.query, start=1, end=2, _outputs=["query_length"])
     value_dim = op.Shape(tensors.value, start=2, end=3, _outputs=["value_dim_size"])
+    # No 0 for a length as it is: ONNX Runtime then takes the Reshape for one that changes nothing.
     shape = op.Concat(smallest, query_length, value_dim, axis=0, _outputs=["output_shape"])
     output = op.Reshape(attended, shape, _outputs=["output_checked"])
     output.producer().name = "output__batches_and_masks_must_fit_the_query"

@@ -13,6 +13,7 @@ from onnxscript import GraphBuilder, optimizer
 from ..configuration import IR_OF_OPSET, ExportOptions, LayerConfig, TensorSpec, contract
 from .auto import auto
 from .dense import dense
+from .fused import DOMAIN, fused
 from .pieces import Steps, Tensors
 from .tiled import tiled
 
@@ -20,6 +21,7 @@ SCHEDULES: Mapping[str, Callable[..., tuple[ir.Value, ...]]] = {
     "auto": auto,
     "dense": dense,
     "tiled": tiled,
+    "fused": fused,
 }
 
 ONNX_TYPES = {
@@ -43,7 +45,7 @@ def build_model(
         inputs=[],
         outputs=[],
         nodes=[],
-        opset_imports={"": options.opset},
+        opset_imports={"": options.opset} | ({DOMAIN: 1} if options.needs_onnxruntime else {}),
     )
     builder = GraphBuilder(graph)
     specs = contract(config, options)

@@ -8,17 +8,21 @@ HIDDEN = -1e9
 # Query elements up to which an If costs more than a pass over masks that hide nothing.
 SMALL_QUERY = 8192
 
-# Scores of one batch row up to which the dense form wins: causal, masked, plain.
+# Scores of one batch row up to which the dense form wins: over causal, masked and plain blocks, and
+# over MultiHeadAttention.
 CAUSAL_PAIRS = 300 * 300
 MASKED_PAIRS = 300 * 300
-PLAIN_PAIRS = 2048 * 2048
+PLAIN_PAIRS = 3000 * 3000
+FUSED_PAIRS = 1024 * 1024
 
-# Scores of one block: beyond, they leave the cache.
-BLOCK_PAIRS = 2**20
+# Scores of one block: 16 MiB of float32.
+BLOCK_PAIRS = 2**22
 # Features, of which concat and additive scores have `dim` for every pair: dense up to the first
 # number, beyond in blocks of the second, which the cache holds.
 DENSE_FEATURES, BLOCK_FEATURES = 2**20, 2**18
 SMALLEST_BLOCK, LARGEST_BLOCK = 64, 512
+# Lanes of a block, which is a multiple of them.
+LANES = 2
 CAUSAL_BLOCK = 256
 
 # Scores of the batch up to which two causal halves suffice, and the queries for which four do.
@@ -37,7 +41,7 @@ def query_is_small(op, steps):
     return op.Less(size, SMALL_QUERY, _outputs=["query_is_small"])
 
 
-def dense_suits(op, steps, pairs):
+def dense_suits(op, steps, pairs, plain_form=None):
     """True where the dense form is at least as fast for Tq * Tv `pairs`, or no values: bool[1]."""
     tensors = steps.tensors
     if not steps.has_dot_scores:
@@ -47,7 +51,7 @@ def dense_suits(op, steps, pairs):
     elif tensors.value_mask is not None:
         limit = MASKED_PAIRS
     else:
-        limit = PLAIN_PAIRS
+        limit = PLAIN_PAIRS if plain_form is None else FUSED_PAIRS
     few = op.Less(pairs, [limit], _outputs=["few_pairs"])
     nothing = op.Equal(op.Size(tensors.value), 0, _outputs=["value_is_empty"])
     return op.Or(few, nothing, _outputs=["dense_suits"])
@@ -98,19 +102,14 @@ def block_size(op, steps):
         features = op.Mul(keys, dim, _outputs=["features_of_query"])
         block = op.Max(op.Div([BLOCK_FEATURES], features), [1])
         block = op.Min(block, [LARGEST_BLOCK])
-    elif steps.config.causal:
-        block = op.Max(op.Div([2 * BLOCK_PAIRS], keys), [SMALLEST_BLOCK])
-        block = op.Min(block, [CAUSAL_BLOCK])
     else:
         block = op.Max(op.Div([BLOCK_PAIRS], keys), [SMALLEST_BLOCK])
-        block = op.Min(block, [LARGEST_BLOCK])
-    return even_blocks(op, queries, block)
-
-
-def even_blocks(op, queries, block):
-    """The size of ceil(queries / block) blocks of equal size that hold all queries: int64[1]."""
+        block = op.Min(block, [CAUSAL_BLOCK if steps.config.causal else LARGEST_BLOCK])
+    # ceil(queries / block) blocks of equal size, rounded up to whole lanes.
     count = op.Div(op.Add(queries, op.Sub(block, [1])), block, _outputs=["block_count"])
-    return op.Div(op.Add(queries, op.Sub(count, [1])), count, _outputs=["block"])
+    lanes = op.Mul(count, [LANES], _outputs=["lane_count"])
+    lane = op.Div(op.Add(queries, op.Sub(lanes, [1])), lanes, _outputs=["lane"])
+    return op.Mul(lane, [LANES], _outputs=["block"])
 
 
 def query_length(op, steps):

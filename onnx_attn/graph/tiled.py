@@ -25,7 +25,7 @@ from .causal import causal_triangle
 from .dense import small_dense
 from .guards import BATCHES, guarded, mask_of_rows
 from .pieces import Steps, branches, subgraph
-from .thresholds import HIDDEN, block_size, query_length, something_is_empty
+from .thresholds import HIDDEN, LANES, block_size, query_length, something_is_empty
 
 INT64 = ir.TensorType(ir.DataType.INT64)
 LAST = 2**31 - 1
@@ -166,10 +166,34 @@ class Walk:
         if self.steps.config.causal:
             return self.causal(op, blocks, count, query_length, window)
         keys = window if window.first is None else window.slice(op, window.first, window.length)
+        if keys.bias is None and self.steps.has_dot_scores and not self.scores_wanted:
+            return self.in_lanes(op, blocks, query_length, keys)
 
         def body(op, query):
             scores = self.steps.block_scores(op, query, keys.key, keys.bias)
             return self.weighted(op, scores, keys.value, window.first)
+
+        return self.scan(op, body, [blocks], query_length)
+
+    def in_lanes(self, op, blocks, query_length, keys):
+        """Blocks whose queries go in lanes, each lane with keys and values of its own.
+
+        Cores share such a MatMul by lanes, and each finds the scores of its rows in its own cache.
+        A MatMul without lanes they share by keys, so that half of all scores change hands.
+        """
+        key, value = (
+            op.Expand(part, op.Concat([LANES], op.Shape(part), axis=0), _outputs=[f"{name}_lanes"])
+            for name, part in (("keys_in", keys.key), ("values_in", keys.value))
+        )
+
+        def body(op, query):
+            lanes = op.Concat([LANES, -1], op.Shape(query, start=1, end=2), axis=0)
+            query = op.Reshape(query, lanes, _outputs=["queries_in_lanes"])
+            scores = self.steps.scores(op, query, key)  # [LANES, block / LANES, keys]
+            weights = op.call_inline(functions.softmax_weights, scores, _outputs=["weights"])
+            attended = self.steps.weighted_sum(op, self.steps.drop(op, weights), value)
+            width = op.Shape(attended, start=2, end=3)
+            return op.Reshape(attended, op.Concat([-1], width, axis=0), _outputs=["attended"])
 
         return self.scan(op, body, [blocks], query_length)
 
