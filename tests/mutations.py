@@ -19,12 +19,13 @@ RAN, REFUSED = "ran", "refused"
 
 
 def catalogue() -> list[bytes]:
-    """The files of models/, and one of each schedule with causal, masks and scores."""
+    """The files of models/, and one of each schedule with causal, masks and scores if it can."""
     files = [path.read_bytes() for path in sorted(MODELS.glob("*/model.onnx"))]
     assert files, f"no models in {MODELS}"
     layers = (Attention(use_scale=True, causal=True), Attention(score_mode="concat"))
+    files.append(Attention(use_scale=True).to_onnx(schedule="fused").SerializeToString())
     for schedule in get_args(Schedule):
-        for layer in layers:
+        for layer in layers if schedule != "fused" else ():
             model = layer.to_onnx(schedule=schedule, return_attention_scores=True)
             files.append(model.SerializeToString())
     return files

@@ -381,9 +381,7 @@ LENGTHS: dict[str, dict[int, int]] = {
 }
 
 
-def shaped(
-    shapes: dict[str, tuple[int, ...]], lengths: dict[int, int]
-) -> dict[str, np.ndarray]:
+def shaped(shapes: dict[str, tuple[int, ...]], lengths: dict[int, int]) -> dict[str, np.ndarray]:
     """Ones of these shapes, their lengths replaced by `lengths`."""
     return {
         name: np.ones(

@@ -169,12 +169,15 @@ def worker(threads: int) -> Generator[Worker]:
         started.close()
 
 
-def run_cells(plan: Plan, progress: Progress) -> list[dict[str, Any]]:
-    """Measure every cell by every candidate.
+def run_cells(
+    plan: Plan, progress: Progress, keep: Callable[[list[dict[str, Any]]], None] = lambda _: None
+) -> list[dict[str, Any]]:
+    """Measure every cell by every candidate; `keep` is given the results of each generation.
 
     Returns for each cell its fields and `results`: by candidate name `status` (ok, differs,
     cannot, failed), `reason`, `error` (of the result, as a share of the largest number) and
-    `turns`: median, q1, q3 in microseconds, runs, process, alignment.
+    `turns`: median, q1, q3 in microseconds, runs, process, alignment, and exchange, how fast the
+    cores handed data over just then (`probes.Exchange`).
     """
     measured: list[dict[str, Any]] = [
         {
@@ -192,6 +195,7 @@ def run_cells(plan: Plan, progress: Progress) -> list[dict[str, Any]]:
         for process in range(plan.processes):
             turn = _Generation(plan, process, Path(folder), progress)
             turn.run(list(zip(plan.cells, measured, strict=True)))
+            keep(measured)
     return measured
 
 
@@ -206,9 +210,12 @@ class _Generation:
         self._alignment = 64 if process % 2 == 0 else 16
         self._order = random.Random(process)
         self._workers: dict[str, Worker] = {}
+        self._probe: Worker | None = None
 
     def run(self, cells: list[tuple[Cell, dict[str, Any]]]) -> None:
         with ExitStack() as stack:
+            if self._plan.threads > 1:
+                self._probe = stack.enter_context(worker(self._plan.threads))
             for number, (cell, measured) in enumerate(cells):
                 if self._process >= self._plan.generations(cell):
                     continue
@@ -272,6 +279,7 @@ class _Generation:
     def _round(self, cell: Cell, wanted: str, results: dict[str, dict[str, Any]]) -> None:
         order = list(self._plan.candidates)
         self._order.shuffle(order)
+        before = self._exchange()
         for candidate in order:
             result, running = results[candidate.name], self._workers[candidate.name]
             if cell.huge and running.alive:
@@ -280,13 +288,28 @@ class _Generation:
                 running.resume()
                 with _noting(result):
                     turn = running.ask({"do": "time", "seconds": self._plan.seconds})
-                    result["turns"].append(
-                        {"process": self._process, "alignment": self._alignment, **turn}
-                    )
+                    running.pause()
+                    after = self._exchange()
+                    about = {
+                        "process": self._process,
+                        "alignment": self._alignment,
+                        "exchange": max(before, after),
+                    }
+                    before = after
+                    result["turns"].append(about | turn)
                 running.pause()
             if cell.huge:
                 self._drop(candidate.name)
             self._progress(f"{cell.name}: {candidate.label}")
+
+    def _exchange(self) -> float:
+        """How fast cores hand data over: time of all threads over that of one; 0 for one thread."""
+        if self._probe is None:
+            return 0.0
+        self._probe.resume()
+        ratio = self._probe.ask({"do": "exchange", "threads": self._plan.threads})
+        self._probe.pause()
+        return ratio
 
     def _drop(self, name: str) -> None:
         running = self._workers[name]

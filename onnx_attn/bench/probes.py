@@ -22,9 +22,42 @@ RESET_PEAK = "5"  # proc(5): resets VmHWM to VmRSS
 # What `memory_growth` runs first, so that loading code and starting threads is not counted.
 WARM_LENGTH = 64
 SECOND_RUN_BELOW = 1.0
+EXCHANGE_RUNS = 12
 SESSION_BLOCKS, SESSION_RUNS = 20, 500
 # Every so many answers under load are compared with the serial run's.
 COMPARED_EVERY = 16
+
+
+class Exchange:
+    """How fast cores hand data to each other.
+
+    Virtual machines may be moved between cores that share a cache and cores that do not, within
+    seconds and without a trace. All threads then run at full speed, but what one wrote the others
+    get late: forms that hand over half of their scores take twice as long.
+    """
+
+    def __init__(self, threads: int) -> None:
+        from .peers import onnx_graphs
+
+        cell = Cell("exchange", 1, 128, 512, 64)
+        tensors = inputs(cell)
+        self._feeds = {name: tensors[name] for name in ("query", "value", "key")}
+        model = onnx_graphs.exchange_chain()
+        alone = onnx_graphs.session(model, 1)
+        self._together = onnx_graphs.session(model, threads)
+        self._alone_seconds = min(self._median(alone) for _ in range(3))
+
+    def _median(self, runner: Any) -> float:
+        samples: list[float] = []
+        for _ in range(EXCHANGE_RUNS):
+            start = time.perf_counter()
+            runner.run(None, self._feeds)
+            samples.append(time.perf_counter() - start)
+        return float(np.median(samples))
+
+    def ratio(self) -> float:
+        """Time of all threads over that of one, which hands nothing over."""
+        return self._median(self._together) / self._alone_seconds
 
 
 def _status_bytes(field: str) -> int:

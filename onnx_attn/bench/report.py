@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .goals import TINY_MICROSECONDS, goals, import_ratio, session_adds
-from .stats import Results, difference, geometric_mean, time_of
+from .stats import FAR, Results, difference, geometric_mean, is_far, time_of
 
 # Rows of the short table for the front page.
 SHORT = (
@@ -51,7 +51,7 @@ def report(data: dict[str, Any]) -> str:
     results = Results(data)
     parts = [_heading(results)]
     if results.cells:
-        parts += [_ours(results), _everyone(results), _tiny(results)]
+        parts += [_ours(results), far_table(results), _everyone(results), _tiny(results)]
     if "memory" in data:
         parts.append(_memory(results))
     if "session" in data:
@@ -146,6 +146,50 @@ def _ours(results: Results) -> str:
         "bound is the time of the two bare MatMuls times the share of the scores that count: it "
         "is what softmax, masks and launching leave.\n\n"
         f"{_wins(results)}\n\n" + table(header, rows)
+    )
+
+
+def far_table(results: Results) -> str:
+    """The turns in which the cores shared no cache."""
+    found = [result for cell in results.cells for result in cell["results"].values()]
+    turns = [turn for result in found for turn in result["turns"]]
+    far = sum(is_far(turn) for turn in turns)
+    if not far:
+        return ""
+    header = (
+        "cell",
+        f"ours, {results.headline}",
+        "ours, dense",
+        "best peer",
+        "",
+        "best peer / ours",
+    )
+    rows: list[list[str]] = []
+    for cell in results.cells:
+        time, best = (
+            results.time(cell, results.headline, far=True),
+            results.best_peer(cell, far=True),
+        )
+        if time is None or best is None:
+            continue
+        dense, ratio = results.time(cell, "dense", far=True), best.time.median / time.median
+        rows.append(
+            [
+                cell["name"],
+                duration(time.median),
+                "" if dense is None else duration(dense.median),
+                duration(best.time.median),
+                results.label(best.name),
+                f"**{ratio:.2f}**" if ratio >= 1 else f"{ratio:.2f}",
+            ]
+        )
+    return (
+        "## While the cores shared no cache\n\n"
+        f"In {far} of {len(turns)} turns the machine's cores handed data to each other slowly, as "
+        "a host does that moves a virtual machine between its cores. All other tables leave "
+        "these turns out where there are others. Here they are by themselves: what each core "
+        "keeps to itself costs the same, what changes hands costs twice as much.\n\n"
+        + table(header, rows)
     )
 
 
@@ -303,9 +347,15 @@ def _goals(results: Results) -> str:
     if not found:
         return ""
     met = sum(goal.met for goal in found)
-    rows = [[goal.what, goal.wanted, goal.got, "yes" if goal.met else "**no**"] for goal in found]
-    header = ("what", "goal", "measured", "met")
-    return f"## Goals\n\n{met} of {len(found)} met.\n\n" + table(header, rows)
+    rows = [
+        [goal.what, goal.wanted, goal.got, "yes" if goal.met else "**no**", goal.at_bound]
+        for goal in found
+    ]
+    header = ("what", "goal", "measured", "met", "at the bound")
+    return (
+        f"## Goals\n\n{met} of {len(found)} met. At the bound: the ratio if the two MatMuls were "
+        "all there is. A goal above it is out of reach on this machine.\n\n" + table(header, rows)
+    )
 
 
 def _reasons(results: Results) -> str:
@@ -339,9 +389,12 @@ def _method(results: Results) -> str:
         f"matrix is over 512 MB.{paused} All get the same float32 inputs, "
         "64-byte aligned in every other generation and 16 bytes off in the rest. "
         "Before it is timed, a result is compared with the reference in float64: a difference "
-        f"above {kept['tolerance']:g} of the largest number is no result of the cell. Masks come "
-        "with the batch, as bool `[batch, Tv]`: what a candidate makes of them is timed; constant "
-        "causal triangles of torch are not. OpenVINO computes in float32 (by its own setting); "
-        "Keras on TensorFlow runs under `tf.function`. Ragged rows are 25, 50, 75 and 100 % full "
-        "in turn, front padding has the same lengths at the end of the row."
+        f"above {kept['tolerance']:g} of the largest number is no result of the cell. "
+        "Masks come with the batch, as bool `[batch, Tv]`: what a candidate makes of them is "
+        "timed; constant causal triangles of torch are not. Before and after each turn runs a "
+        "small graph in which threads exchange half of their data: turns in which all threads take "
+        f"more than {FAR:g} of one thread's time have a table of their own. OpenVINO computes in "
+        "float32 (by its own setting); Keras on TensorFlow runs under `tf.function`. Ragged rows "
+        "are 25, 50, 75 and 100 % full in turn, front padding has the same lengths at the end of "
+        "the row."
     )

@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+# All threads over one in `probes.Exchange`: some 0.6 with cores that share a cache, else some 1.0.
+FAR = 0.8
+
 
 class Time(NamedTuple):
     """Microseconds: median of the processes' medians, and the quartiles of all turns."""
@@ -24,21 +27,32 @@ class Best(NamedTuple):
     time: Time
 
 
-def by_process(result: dict[str, Any]) -> dict[int, float]:
+def is_far(turn: dict[str, Any]) -> bool:
+    """Whether the cores shared no cache during a turn."""
+    return turn.get("exchange", 0.0) > FAR
+
+
+def turns_of(result: dict[str, Any], *, far: bool = False) -> list[dict[str, Any]]:
+    """The turns with cores near each other, or far; where there were no near ones, all."""
+    chosen = [turn for turn in result["turns"] if is_far(turn) == far]
+    return chosen if chosen or far else result["turns"]
+
+
+def by_process(result: dict[str, Any], *, far: bool = False) -> dict[int, float]:
     """Median of a candidate's turns in each process, microseconds."""
     turns: defaultdict[int, list[float]] = defaultdict(list)
-    for turn in result["turns"]:
+    for turn in turns_of(result, far=far):
         turns[turn["process"]].append(turn["median"])
     return {process: float(np.median(found)) for process, found in turns.items()}
 
 
-def time_of(result: dict[str, Any] | None) -> Time | None:
+def time_of(result: dict[str, Any] | None, *, far: bool = False) -> Time | None:
     """What a candidate took for a cell; None where it was not timed."""
-    if result is None or not result["turns"]:
+    turns = [] if result is None else turns_of(result, far=far)
+    if result is None or not turns:
         return None
-    medians = [turn["median"] for turn in result["turns"]]
-    q1, q3 = (float(value) for value in np.percentile(medians, [25, 75]))
-    return Time(float(np.median(list(by_process(result).values()))), q1, q3)
+    q1, q3 = (float(q) for q in np.percentile([turn["median"] for turn in turns], [25, 75]))
+    return Time(float(np.median(list(by_process(result, far=far).values()))), q1, q3)
 
 
 def difference(result: dict[str, Any], other: dict[str, Any]) -> Time | None:
@@ -67,14 +81,16 @@ class Results:
         """What the tables call a candidate."""
         return self.data["candidates"][name]["label"]
 
-    def time(self, cell: dict[str, Any], name: str) -> Time | None:
-        """What `name` took for `cell`, if it gave the right numbers."""
+    def time(self, cell: dict[str, Any], name: str, *, far: bool = False) -> Time | None:
+        """What `name` took for `cell`, if it gave the right numbers; with cores near or far."""
         result = cell["results"].get(name)
-        return time_of(result) if result is not None and result["status"] == "ok" else None
+        if result is None or result["status"] != "ok":
+            return None
+        return time_of(result, far=far)
 
-    def best_peer(self, cell: dict[str, Any]) -> Best | None:
+    def best_peer(self, cell: dict[str, Any], *, far: bool = False) -> Best | None:
         """The fastest right peer of a cell."""
-        timed = ((name, self.time(cell, name)) for name in self.names("peer"))
+        timed = ((name, self.time(cell, name, far=far)) for name in self.names("peer"))
         found = [Best(name, time) for name, time in timed if time is not None]
         return min(found, key=lambda best: best.time.median, default=None)
 

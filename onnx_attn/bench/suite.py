@@ -104,7 +104,8 @@ def run(
 ) -> dict[str, Any]:
     """Measure the parts asked for, in order; `progress` is told each step.
 
-    `keep` is given the results so far after each part: a long run that is cut off leaves those.
+    `keep` is given the results so far after each part, and of cells after each generation: a long
+    run that is cut off leaves those.
 
     Raises DeviceError on Windows, whose pipes cannot be waited for with a time limit.
     """
@@ -136,8 +137,12 @@ def run(
         },
         "took_seconds": {},
     }
+
+    def cells(request: Request, progress: Progress) -> list[dict[str, Any]]:
+        return run_cells(request.plan(), progress, lambda found: keep(results | {"cells": found}))
+
     parts: dict[str, Callable[[Request, Progress], Any]] = {
-        "cells": lambda request, progress: run_cells(request.plan(), progress),
+        "cells": cells,
         "memory": memory,
         "session": session,
         "load": load,

@@ -34,6 +34,13 @@ class Bench:
 
     def __init__(self) -> None:
         self._prepared: Prepared | None = None
+        self._exchange: probes.Exchange | None = None
+
+    def exchange(self, threads: int) -> float:
+        """How fast cores hand data to each other now: `probes.Exchange.ratio`."""
+        if self._exchange is None:
+            self._exchange = probes.Exchange(threads)
+        return self._exchange.ratio()
 
     def prepare(
         self, candidate: str, cell: dict[str, Any], threads: int, alignment: int, wanted: str
@@ -95,6 +102,7 @@ def serve(requests: TextIO, answers: TextIO) -> None:
         "prepare": bench.prepare,
         "time": bench.time,
         "drop": bench.drop,
+        "exchange": bench.exchange,
         "memory": probes.memory_growth,
         "session": probes.session_cost,
         "load": probes.load,

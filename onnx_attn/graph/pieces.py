@@ -153,7 +153,8 @@ class Steps:
         rate, dims = self.config.dropout, [None] * rank
 
         def dropped(op):
-            attributes = {} if self.config.seed is None else {"seed": float(self.config.seed + draw)}
+            seed = self.config.seed
+            attributes = {} if seed is None else {"seed": float(seed + draw)}
             drawn = op.RandomUniformLike(
                 weights, dtype=int(self.compute), _outputs=["drawn"], **attributes
             )

@@ -18,6 +18,7 @@ FLOAT, BOOL = TensorProto.FLOAT, TensorProto.BOOL
 OUTPUTS = ("output", "attention_scores")
 # Queries per block of the bound's second form: scores of a block stay in a core's cache.
 BOUND_BLOCK = 256
+EXCHANGES = 4
 
 
 def session(model: bytes, threads: int) -> onnxruntime.InferenceSession:
@@ -223,3 +224,24 @@ def matmuls_in_blocks(cell: Cell, tensors: dict[str, Array], threads: int) -> Pr
             runner.run(None, block)
 
     return Prepared(run, nothing_to_check)
+
+
+def exchange_chain() -> bytes:
+    """Attention of 128 queries to 512 keys, EXCHANGES times in turn, each on the result before.
+
+    Two threads share its first MatMul by keys and its Softmax by queries, so that half of the
+    scores change hands.
+    """
+    cell, node = Cell("exchange", 1, 128, 512, 64), make.make_node
+    nodes = [node("Transpose", ["key"], ["key_t"], perm=[0, 2, 1])]
+    query = "query"
+    for number in range(EXCHANGES):
+        scores, weights = f"scores_{number}", f"weights_{number}"
+        output = "output" if number == EXCHANGES - 1 else f"output_{number}"
+        nodes += [
+            node("MatMul", [query, "key_t"], [scores]),
+            node("Softmax", [scores], [weights], axis=-1),
+            node("MatMul", [weights, "value"], [output]),
+        ]
+        query = output
+    return graph(nodes, cell, {})
