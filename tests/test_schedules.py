@@ -443,14 +443,9 @@ def test_raw_files_fail_on_shapes_that_do_not_fit(
 @pytest.mark.parametrize("schedule", ["auto", "tiled"])
 @pytest.mark.parametrize("causal", [False, True])
 def test_every_opset_has_the_same_graph(causal: bool, schedule: str) -> None:
-    feeds = {
-        "query": numbers(1, 400, 32),
-        "value": numbers(1, 400, 8, seed=1),
-        "key": numbers(1, 400, 32, seed=2),
-        "query_mask": ONE,
-        "value_mask": np.arange(400)[None] >= 30,
-    }
-    results = []
+    # Masked; then, where causal, halves and four parts.
+    calls = [(400, np.arange(400)[None] >= 30), (400, ONE), (401, ONE)]
+    results: list[list[np.ndarray]] = []
     graphs = []
     for opset in range(17, 22):
         model = model_of("dot", {"causal": causal}, schedule=schedule, opset=opset)
@@ -458,10 +453,21 @@ def test_every_opset_has_the_same_graph(causal: bool, schedule: str) -> None:
         graphs.append(
             [(node.op_type, list(node.input), list(node.output)) for node in nodes_of(model.graph)]
         )
-        results.append(raw(model).run(None, feeds)[0])
+        session = raw(model)
+        results.append([])
+        for length, value_mask in calls:
+            feeds = {
+                "query": numbers(1, length, 32),
+                "value": numbers(1, length, 8, seed=1),
+                "key": numbers(1, length, 32, seed=2),
+                "query_mask": ONE,
+                "value_mask": value_mask,
+            }
+            results[-1] += session.run(None, feeds)
     for graph, result in zip(graphs, results, strict=True):
         assert graph == graphs[0]
-        np.testing.assert_array_equal(result, results[0])
+        for output, first in zip(result, results[0], strict=True):
+            np.testing.assert_array_equal(output, first)
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -6,7 +6,7 @@ All arithmetic is inside the branches: what passes through an If from outside is
 from __future__ import annotations
 
 from .causal import causal_halves, causal_parts
-from .dense import nothing_is_hidden, small_dense
+from .dense import masked_dense, nothing_is_hidden, small_dense
 from .pieces import Steps, branches
 from .thresholds import (
     dense_suits,
@@ -62,7 +62,7 @@ def by_length(op, steps, scores_wanted, long_plain=None):
     plain_form = None if causal or value_mask is not None else long_plain
 
     def short(op):
-        return small_dense(op, steps, scores_wanted)
+        return masked_dense(op, steps, scores_wanted)
 
     def in_rows(op):
         return walk(op, steps, scores_wanted)

@@ -18,9 +18,11 @@ def causal_halves(op, steps):
     """The output [batch, Tq, value_dim] in two parts, where Tq = Tv is even."""
     tensors = steps.tensors
     query = steps.prepare_query(op, tensors.query)
-    early, late = op.Split(query, axis=1, _outputs=["early_queries", "late_queries"])
-    before, beside = op.Split(tensors.key, axis=1, _outputs=["early_keys", "late_keys"])
-    half = op.Shape(early, start=1, end=2, _outputs=["half_length"])
+    half = op.Div(query_length(op, steps), [2], _outputs=["half_length"])
+    # Said, because from opset 18 on a Split does not find its sizes itself.
+    sizes = op.Concat(half, half, axis=0, _outputs=["lengths_of_halves"])
+    early, late = op.Split(query, sizes, axis=1, _outputs=["early_queries", "late_queries"])
+    before, beside = op.Split(tensors.key, sizes, axis=1, _outputs=["early_keys", "late_keys"])
     seen = op.Slice(tensors.value, one_batch(op, steps), half, [1], _outputs=["early_values"])
     triangle = causal_triangle(op, steps, half)
     parts = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import functions
+from .guards import value_of_one_batch
 from .pieces import Steps, branches
 
 
@@ -11,6 +12,7 @@ def dense(op, steps: Steps, scores_wanted: bool):
 
     A value mask that hides nothing costs no pass over the scores: a small `If` looks first.
     """
+    steps, finish = checked(op, steps)
     tensors = steps.tensors
     query = steps.prepare_query(op, tensors.query)
     future = future_bias(op, steps, query)
@@ -31,17 +33,37 @@ def dense(op, steps: Steps, scores_wanted: bool):
             {"unmasked": unmasked, "masked": masked},
             scores_wanted,
         )
-    return (finished(op, steps, attended), *weights)
+    return (finish(op, steps, attended), *weights)
+
+
+def masked_dense(op, steps: Steps, scores_wanted: bool):
+    """As `dense`, but a value mask is always added: no If where masks are known to hide."""
+    steps, finish = checked(op, steps)
+    return attend_masked(op, steps, scores_wanted, finish)
 
 
 def small_dense(op, steps: Steps, scores_wanted: bool):
-    """As `dense`, but every mask is added: below some thousand scores a pass is less than an If."""
+    """As `masked_dense` with fewer operators, for outputs so small that a copy costs nothing."""
+    return attend_masked(op, steps, scores_wanted, finished)
+
+
+def attend_masked(op, steps, scores_wanted, finish):
     query = steps.prepare_query(op, steps.tensors.query)
     bias = future_bias(op, steps, query)
     if steps.tensors.value_mask is not None:
         bias = mask_bias(op, steps, bias)
     attended, *weights = attend(op, steps, query, bias, scores_wanted)
-    return (finished(op, steps, attended), *weights)
+    return (finish(op, steps, attended), *weights)
+
+
+def checked(op, steps):
+    """Checked tensors, and who finishes the output: without a query mask nothing is left to do.
+
+    The Reshape of `finished` copies the output: a twentieth of the time at 32x128x128x64.
+    """
+    if steps.tensors.query_mask is not None:
+        return steps, finished
+    return value_of_one_batch(op, steps), lambda op, steps, attended: attended
 
 
 def attend(op, steps, query, bias, scores_wanted):
