@@ -26,7 +26,6 @@ ALLOWED = {
     "Einsum",
     "Equal",
     "Expand",
-    "Gather",
     "Gemm",
     "If",
     "Less",

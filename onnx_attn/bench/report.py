@@ -150,7 +150,7 @@ def _ours(results: Results) -> str:
 
 
 def far_table(results: Results) -> str:
-    """The turns in which the cores shared no cache."""
+    """The turns in which cores exchanged data slowly."""
     found = [result for cell in results.cells for result in cell["results"].values()]
     turns = [turn for result in found for turn in result["turns"]]
     far = sum(is_far(turn) for turn in turns)
@@ -184,11 +184,11 @@ def far_table(results: Results) -> str:
             ]
         )
     return (
-        "## While the cores shared no cache\n\n"
-        f"In {far} of {len(turns)} turns the machine's cores handed data to each other slowly, as "
-        "a host does that moves a virtual machine between its cores. All other tables leave "
-        "these turns out where there are others. Here they are by themselves: what each core "
-        "keeps to itself costs the same, what changes hands costs twice as much.\n\n"
+        "## While cores exchanged data slowly\n\n"
+        f"In {far} of {len(turns)} turns the machine's cores exchanged data slowly; the likely "
+        "cause is a host that moves a virtual machine's cores away from a cache they share. All "
+        "other tables leave these turns out where there are others. Here they are by themselves: "
+        "what a core keeps to itself takes no longer, what changes hands takes twice as long.\n\n"
         + table(header, rows)
     )
 

@@ -28,7 +28,7 @@ class Best(NamedTuple):
 
 
 def is_far(turn: dict[str, Any]) -> bool:
-    """Whether the cores shared no cache during a turn."""
+    """Whether cores exchanged data slowly during a turn, as if they shared no cache."""
     return turn.get("exchange", 0.0) > FAR
 
 

@@ -9,10 +9,12 @@ from .causal import causal_halves, causal_parts
 from .dense import masked_dense, nothing_is_hidden, small_dense
 from .pieces import Steps, branches
 from .thresholds import (
-    dense_suits,
+    batch_is_small,
     four_parts_suit,
     halves_suit,
     key_length,
+    nothing_to_attend,
+    pairs_of_dense,
     parts_suit,
     query_is_small,
     query_length,
@@ -55,28 +57,37 @@ def auto(op, steps: Steps, scores_wanted: bool, long_plain=None):
 
 def by_length(op, steps, scores_wanted, long_plain=None):
     """Dense, in causal parts, by `long_plain` or in blocks: by the lengths of query and key."""
-    causal, value_mask = steps.config.causal, steps.tensors.value_mask
-    in_parts = causal and value_mask is None and steps.has_dot_scores and not scores_wanted
+    fused = long_plain is not None
+    plain = not steps.config.causal and steps.tensors.value_mask is None
     lengths = query_length(op, steps), key_length(op, steps)
     pairs = op.Mul(*lengths, _outputs=["pairs"])
-    plain_form = None if causal or value_mask is not None else long_plain
 
     def short(op):
         return masked_dense(op, steps, scores_wanted)
 
     def in_rows(op):
+        if plain and fused:
+            return long_plain(op, steps)
         return walk(op, steps, scores_wanted)
 
     def long(op):
-        if in_parts:
-            return by_parts(op, steps, lengths, pairs, in_rows)
-        return in_rows(op) if plain_form is None else plain_form(op, steps)
+        if plain:
+            forms = {"at_once": short, "in_rows": in_rows}
+            return branches(
+                op, steps, batch_is_small(op, steps, pairs, fused), forms, scores_wanted
+            )
+        if steps.tensors.value_mask is not None or not steps.has_dot_scores or scores_wanted:
+            return in_rows(op)
+        return by_parts(op, steps, lengths, pairs, in_rows)
 
-    if scores_wanted and not causal and value_mask is None:
+    if scores_wanted and plain:
         # The score matrix is made anyway, and no part of it can be left out.
         return short(op)
-    forms = {"short": short, "long": long}
-    return branches(op, steps, dense_suits(op, steps, pairs, plain_form), forms, scores_wanted)
+    limit = pairs_of_dense(steps, plain, fused)
+    few = op.Less(pairs, [limit], _outputs=["few_pairs"])
+    if not plain:
+        few = op.Or(few, nothing_to_attend(op, steps), _outputs=["dense_suits"])
+    return branches(op, steps, few, {"short": short, "long": long}, scores_wanted)
 
 
 def by_parts(op, steps, lengths, pairs, in_rows):

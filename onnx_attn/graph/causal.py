@@ -16,14 +16,14 @@ from .thresholds import HIDDEN, query_length
 
 def causal_halves(op, steps):
     """The output [batch, Tq, value_dim] in two parts, where Tq = Tv is even."""
-    tensors = steps.tensors
+    tensors = one_batch(op, steps).tensors
     query = steps.prepare_query(op, tensors.query)
     half = op.Div(query_length(op, steps), [2], _outputs=["half_length"])
     # Said, because from opset 18 on a Split does not find its sizes itself.
     sizes = op.Concat(half, half, axis=0, _outputs=["lengths_of_halves"])
     early, late = op.Split(query, sizes, axis=1, _outputs=["early_queries", "late_queries"])
     before, beside = op.Split(tensors.key, sizes, axis=1, _outputs=["early_keys", "late_keys"])
-    seen = op.Slice(tensors.value, one_batch(op, steps), half, [1], _outputs=["early_values"])
+    seen = op.Slice(tensors.value, [0], half, [1], _outputs=["early_values"])
     triangle = causal_triangle(op, steps, half)
     parts = (
         part(op, steps, early, None, before, triangle, seen, 0),
@@ -38,13 +38,13 @@ def causal_parts(op, steps, count):
     All parts are equally long. Where they do not fit evenly the last one begins earlier, and what
     it repeats is cut off the part before it.
     """
-    query, key, value = steps.tensors.query, steps.tensors.key, steps.tensors.value
+    tensors = one_batch(op, steps).tensors
+    query, key, value = tensors.query, tensors.key, tensors.value
     length = query_length(op, steps)
     size = op.Div(op.Add(length, [count - 1]), [count], _outputs=["part_length"])
     multiples = [op.Mul(size, [number], _outputs=["part_end"]) for number in range(2, count)]
     ends = [size, *multiples, length]
-    zero = one_batch(op, steps)
-    starts = [zero, *ends[: count - 2], op.Sub(length, size, _outputs=["last_part_start"])]
+    starts = [[0], *ends[: count - 2], op.Sub(length, size, _outputs=["last_part_start"])]
     triangle = causal_triangle(op, steps, size)
     query = steps.prepare_query(op, query)
     parts = []
@@ -52,14 +52,14 @@ def causal_parts(op, steps, count):
         queries = op.Slice(query, start, end, [1], _outputs=["queries_of_part"])
         before = None
         if number > 0:
-            before = op.Slice(key, zero, start, [1], _outputs=["keys_before"])
+            before = op.Slice(key, [0], start, [1], _outputs=["keys_before"])
         beside = op.Slice(key, start, end, [1], _outputs=["keys_beside"])
         # All values to the last part, so that too many of them fail there.
         last = number == count - 1
-        seen = value if last else op.Slice(value, zero, end, [1], _outputs=["values_seen"])
+        seen = value if last else op.Slice(value, [0], end, [1], _outputs=["values_seen"])
         parts.append(part(op, steps, queries, before, beside, triangle, seen, number))
     once = op.Sub(starts[-1], starts[-2], _outputs=["queries_not_repeated"])
-    parts[-2] = op.Slice(parts[-2], zero, once, [1], _outputs=["attended_once"])
+    parts[-2] = op.Slice(parts[-2], [0], once, [1], _outputs=["attended_once"])
     return joined(op, steps, parts)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import functions
-from .guards import value_of_one_batch
+from .guards import one_batch
 from .pieces import Steps, branches
 
 
@@ -63,7 +63,12 @@ def checked(op, steps):
     """
     if steps.tensors.query_mask is not None:
         return steps, finished
-    return value_of_one_batch(op, steps), lambda op, steps, attended: attended
+    return one_batch(op, steps), as_attended
+
+
+def as_attended(_op, _steps, attended):
+    """The output without a query mask, of checked tensors."""
+    return attended
 
 
 def attend(op, steps, query, bias, scores_wanted):

@@ -12,8 +12,10 @@ SMALL_QUERY = 8192
 # over MultiHeadAttention.
 CAUSAL_PAIRS = 300 * 300
 MASKED_PAIRS = 300 * 300
-PLAIN_PAIRS = 3000 * 3000
+PLAIN_PAIRS = 2000 * 2000
 FUSED_PAIRS = 1024 * 1024
+# Scores of the batch up to which plain attention stays dense beyond PLAIN_PAIRS.
+PLAIN_SCORES = 2**24
 
 # Scores of one block: 16 MiB of float32.
 BLOCK_PAIRS = 2**22
@@ -41,20 +43,28 @@ def query_is_small(op, steps):
     return op.Less(size, SMALL_QUERY, _outputs=["query_is_small"])
 
 
-def dense_suits(op, steps, pairs, plain_form=None):
-    """True where the dense form is at least as fast for Tq * Tv `pairs`, or no values: bool[1]."""
-    tensors = steps.tensors
+def pairs_of_dense(steps, plain, fused):
+    """Tq * Tv below which the dense form is at least as fast: a number."""
     if not steps.has_dot_scores:
-        limit = 1
-    elif steps.config.causal:
-        limit = CAUSAL_PAIRS
-    elif tensors.value_mask is not None:
-        limit = MASKED_PAIRS
-    else:
-        limit = PLAIN_PAIRS if plain_form is None else FUSED_PAIRS
-    few = op.Less(pairs, [limit], _outputs=["few_pairs"])
-    nothing = op.Equal(op.Size(tensors.value), 0, _outputs=["value_is_empty"])
-    return op.Or(few, nothing, _outputs=["dense_suits"])
+        return 1
+    if not plain:
+        return CAUSAL_PAIRS if steps.config.causal else MASKED_PAIRS
+    return FUSED_PAIRS if fused else PLAIN_PAIRS
+
+
+def nothing_to_attend(op, steps):
+    """True where there are no values, so that there are no blocks to walk: one bool."""
+    return op.Equal(op.Size(steps.tensors.value), 0, _outputs=["value_is_empty"])
+
+
+def batch_is_small(op, steps, pairs, fused):
+    """True where all scores of plain attention may be held at once, or there are none: bool[1]."""
+    nothing = nothing_to_attend(op, steps)
+    if fused or not steps.has_dot_scores:
+        return nothing
+    batch = op.Shape(steps.tensors.query, start=0, end=1, _outputs=["batch_size"])
+    scores = op.Mul(batch, pairs, _outputs=["scores_of_batch"])
+    return op.Or(nothing, op.Less(scores, [PLAIN_SCORES]), _outputs=["batch_is_small"])
 
 
 def halves_suit(op, lengths, scores):
