@@ -509,8 +509,10 @@ session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExec
 length, dim = int(sys.argv[2]), int(sys.argv[3])
 rng = np.random.default_rng(0)
 feeds = {n: rng.uniform(-1, 1, (1, length, dim)).astype("f") for n in ("query", "value", "key")}
-feeds["query_mask"] = np.array([[True]])
-feeds["value_mask"] = np.arange(length)[None] >= int(sys.argv[4])
+hidden = int(sys.argv[4])
+feeds["query_mask"] = feeds["value_mask"] = np.array([[True]])
+if hidden:
+    feeds["value_mask"] = np.arange(length)[None] >= hidden
 output = np.ones_like(feeds["query"])
 def peak():
     (line,) = (l for l in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in l)
@@ -542,7 +544,7 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory i
 def test_memory_is_that_of_blocks(causal: bool, hidden: int, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     onnx.save_model(model_of("dot", {"causal": causal}), path)
-    assert growth(path, 4096, 64, hidden) < 36  # the score matrix has 64
+    assert growth(path, 4096, 64, hidden) < 48  # the score matrix has 64
 
 
 @LINUX

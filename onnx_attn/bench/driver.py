@@ -20,6 +20,7 @@ import numpy as np
 
 from .candidates import Candidate
 from .cells import Cell, expected
+from .stats import is_far
 
 # A result further from the reference, as a share of its largest number, is no result of the cell.
 TOLERANCE = 1e-5
@@ -49,7 +50,8 @@ class Plan:
         big_processes: generations for the others. Inputs lie 64-byte aligned in the first, third,
             ... generation and 16 bytes off in the second, fourth, ..., for all candidates alike.
         rounds: turns every candidate takes in each generation, in a new order each time; one
-            less for tiny cells, which have more processes, and one alone for huge ones.
+            less for tiny cells, which have more processes, and one alone for huge ones. While
+            cores exchange data slowly (`stats.is_far`), up to as many again.
         seconds: what a turn lasts, longer where three runs take longer.
     """
 
@@ -225,7 +227,11 @@ class _Generation:
                 if not cell.huge:
                     self._prepare(self._plan.candidates, cell, wanted, results)
                 for _ in range(self._plan.rounds_of(cell)):
-                    self._round(cell, wanted, results)
+                    self._round(cell, wanted, results, self._progress)
+                for _ in range(self._plan.rounds_of(cell)):
+                    if not any(map(self._lacks_a_near_turn, results.values())):
+                        break
+                    self._round(cell, wanted, results, lambda _: None)
                 for candidate in self._plan.candidates:
                     self._drop(candidate.name)
 
@@ -276,7 +282,13 @@ class _Generation:
                     result["status"], result["reason"] = "differs", _difference(errors)
             self._workers[candidate.name].pause()
 
-    def _round(self, cell: Cell, wanted: str, results: dict[str, dict[str, Any]]) -> None:
+    def _lacks_a_near_turn(self, result: dict[str, Any]) -> bool:
+        turns = [turn for turn in result["turns"] if turn["process"] == self._process]
+        return bool(turns) and all(map(is_far, turns))
+
+    def _round(
+        self, cell: Cell, wanted: str, results: dict[str, dict[str, Any]], progress: Progress
+    ) -> None:
         order = list(self._plan.candidates)
         self._order.shuffle(order)
         before = self._exchange()
@@ -300,7 +312,7 @@ class _Generation:
                 running.pause()
             if cell.huge:
                 self._drop(candidate.name)
-            self._progress(f"{cell.name}: {candidate.label}")
+            progress(f"{cell.name}: {candidate.label}")
 
     def _exchange(self) -> float:
         """How fast cores hand data over: time of all threads over that of one; 0 for one thread."""

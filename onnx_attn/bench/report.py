@@ -8,8 +8,19 @@ from typing import Any
 import numpy as np
 
 from .goals import TINY_MICROSECONDS, goals, import_ratio, session_adds
-from .stats import FAR, Results, difference, geometric_mean, is_far, time_of
+from .stats import (
+    FAR,
+    Results,
+    Time,
+    difference,
+    geometric_mean,
+    is_all_far,
+    is_far,
+    time_of,
+)
 
+# Marks times for which there was no turn with cores near each other.
+FAR_MARK = "\N{DAGGER}"
 # Rows of the short table for the front page.
 SHORT = (
     "plain 1x16x16x64",
@@ -123,9 +134,9 @@ def _ours(results: Results) -> str:
         rows.append(
             [
                 cell["name"],
-                "" if time is None else f"{duration(time.median)} ({_spread(time)})",
+                "" if time is None else _timed(cell, results.headline, time),
                 "" if masked is None else duration(masked.median),
-                "" if best is None else f"{duration(best.time.median)} ({_spread(best.time)})",
+                "" if best is None else _timed(cell, best.name, best.time),
                 "" if best is None else results.label(best.name),
                 "" if ratio is None else f"**{ratio:.2f}**" if ratio >= 1 else f"{ratio:.2f}",
                 "" if bound is None or time is None else f"{100 * bound / time.median:.0f} %",
@@ -144,9 +155,15 @@ def _ours(results: Results) -> str:
         "## Ours and the best peer\n\n"
         "Medians with quartiles in brackets; a ratio above 1 (bold) means ours is faster. The "
         "bound is the time of the two bare MatMuls times the share of the scores that count: it "
-        "is what softmax, masks and launching leave.\n\n"
+        f"is what softmax, masks and launching leave. {FAR_MARK} all turns were among those of the "
+        "next table: compare with care.\n\n"
         f"{_wins(results)}\n\n" + table(header, rows)
     )
+
+
+def _timed(cell: dict[str, Any], name: str, time: Time) -> str:
+    mark = f" {FAR_MARK}" if is_all_far(cell["results"][name]) else ""
+    return f"{duration(time.median)}{mark} ({_spread(time)})"
 
 
 def far_table(results: Results) -> str:
@@ -393,8 +410,8 @@ def _method(results: Results) -> str:
         "Masks come with the batch, as bool `[batch, Tv]`: what a candidate makes of them is "
         "timed; constant causal triangles of torch are not. Before and after each turn runs a "
         "small graph in which threads exchange half of their data: turns in which all threads take "
-        f"more than {FAR:g} of one thread's time have a table of their own. OpenVINO computes in "
-        "float32 (by its own setting); Keras on TensorFlow runs under `tf.function`. Ragged rows "
-        "are 25, 50, 75 and 100 % full in turn, front padding has the same lengths at the end of "
-        "the row."
+        f"more than {FAR:g} of one thread's time have a table of their own, and up to as many "
+        "rounds follow while a candidate has no others. OpenVINO computes in float32 (by its own "
+        "setting); Keras on TensorFlow runs under `tf.function`. Ragged rows are 25, 50, 75 and "
+        "100 % full in turn, front padding has the same lengths at the end of the row."
     )

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# All threads over one in `probes.Exchange`: some 0.6 with cores that share a cache, else some 1.0.
-FAR = 0.8
+# All threads over one in `probes.Exchange`: 0.55 to 0.65 in one state of the machine, from 0.75 on in
+# the other, with hardly a turn between (benchmarks/results.json).
+FAR = 0.7
 
 
 class Time(NamedTuple):
@@ -30,6 +31,11 @@ class Best(NamedTuple):
 def is_far(turn: dict[str, Any]) -> bool:
     """Whether cores exchanged data slowly during a turn, as if they shared no cache."""
     return turn.get("exchange", 0.0) > FAR
+
+
+def is_all_far(result: dict[str, Any]) -> bool:
+    """Whether every turn was one with cores that exchanged data slowly."""
+    return bool(result["turns"]) and all(is_far(turn) for turn in result["turns"])
 
 
 def turns_of(result: dict[str, Any], *, far: bool = False) -> list[dict[str, Any]]:

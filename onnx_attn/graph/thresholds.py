@@ -17,8 +17,8 @@ FUSED_PAIRS = 1024 * 1024
 # Scores of the batch up to which plain attention stays dense beyond PLAIN_PAIRS.
 PLAIN_SCORES = 2**24
 
-# Scores of one block: 16 MiB of float32.
-BLOCK_PAIRS = 2**22
+# Scores of one block: 8 MiB of float32.
+BLOCK_PAIRS = 2**21
 # Features, of which concat and additive scores have `dim` for every pair: dense up to the first
 # number, beyond in blocks of the second, which the cache holds.
 DENSE_FEATURES, BLOCK_FEATURES = 2**20, 2**18
