@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# All threads over one in `probes.Exchange`: 0.55 to 0.65 in one state of the machine, from 0.75 on in
-# the other, with hardly a turn between (benchmarks/results.json).
+# All threads over one in `probes.Exchange`. Of 2,594 turns in benchmarks/results.json 1,079 took
+# 0.55 to 0.65, 1,508 from 0.75 on, 7 between.
 FAR = 0.7
 
 

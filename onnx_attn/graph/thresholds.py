@@ -17,14 +17,14 @@ FUSED_PAIRS = 1024 * 1024
 # Scores of the batch up to which plain attention stays dense beyond PLAIN_PAIRS.
 PLAIN_SCORES = 2**24
 
-# Scores of one block: 8 MiB of float32.
-BLOCK_PAIRS = 2**21
+# Scores of one block: 6 MiB of float32.
+BLOCK_PAIRS = 3 * 2**19
 # Features, of which concat and additive scores have `dim` for every pair: dense up to the first
 # number, beyond in blocks of the second, which the cache holds.
 DENSE_FEATURES, BLOCK_FEATURES = 2**20, 2**18
 SMALLEST_BLOCK, LARGEST_BLOCK = 64, 512
-# Lanes of a block, which is a multiple of them.
-LANES = 2
+# Lanes of a block, which is a multiple of them; and the keys up to which it has more than one.
+LANES, LANE_KEYS = 2, 8192
 CAUSAL_BLOCK = 256
 
 # Scores of the batch up to which two causal halves suffice, and the queries for which four do.
@@ -120,6 +120,12 @@ def block_size(op, steps):
     lanes = op.Mul(count, [LANES], _outputs=["lane_count"])
     lane = op.Div(op.Add(queries, op.Sub(lanes, [1])), lanes, _outputs=["lane"])
     return op.Mul(lane, [LANES], _outputs=["block"])
+
+
+def lanes_of(op, keys):
+    """Lanes of a block against `keys` (int64[1]): int64[1]."""
+    many = op.Less([LANE_KEYS], keys, _outputs=["many_keys"])
+    return op.Where(many, [1], [LANES], _outputs=["lanes"])
 
 
 def query_length(op, steps):

@@ -25,7 +25,7 @@ from .causal import causal_triangle
 from .dense import small_dense
 from .guards import BATCHES, guarded, mask_of_rows
 from .pieces import Steps, branches, subgraph
-from .thresholds import HIDDEN, LANES, block_size, query_length, something_is_empty
+from .thresholds import HIDDEN, block_size, lanes_of, query_length, something_is_empty
 
 INT64 = ir.TensorType(ir.DataType.INT64)
 LAST = 2**31 - 1
@@ -181,15 +181,16 @@ class Walk:
         Cores share such a MatMul by lanes, and each finds the scores of its rows in its own cache.
         A MatMul without lanes they share by keys, so that half of all scores change hands.
         """
+        count = lanes_of(op, self.key_length)
         key, value = (
-            op.Expand(part, op.Concat([LANES], op.Shape(part), axis=0), _outputs=[f"{name}_lanes"])
+            op.Expand(part, op.Concat(count, op.Shape(part), axis=0), _outputs=[f"{name}_lanes"])
             for name, part in (("keys_in", keys.key), ("values_in", keys.value))
         )
 
         def body(op, query):
-            lanes = op.Concat([LANES, -1], op.Shape(query, start=1, end=2), axis=0)
+            lanes = op.Concat(count, [-1], op.Shape(query, start=1, end=2), axis=0)
             query = op.Reshape(query, lanes, _outputs=["queries_in_lanes"])
-            scores = self.steps.scores(op, query, key)  # [LANES, block / LANES, keys]
+            scores = self.steps.scores(op, query, key)  # [lanes, block / lanes, keys]
             weights = op.call_inline(functions.softmax_weights, scores, _outputs=["weights"])
             attended = self.steps.weighted_sum(op, self.steps.drop(op, weights), value)
             width = op.Shape(attended, start=2, end=3)
