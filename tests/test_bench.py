@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from onnx_attn import InputError
-from onnx_attn.bench import cells, suite
+from onnx_attn.bench import cells, driver, suite
 from onnx_attn.bench.candidates import Candidate, candidates, headline, schedules
 from onnx_attn.bench.cells import CELLS, QUICK_CELLS, Cell
 from onnx_attn.bench.driver import TOLERANCE, Plan, RefusedError, run_cells, worker
@@ -310,8 +310,14 @@ def test_turns_know_how_fast_cores_exchange_data() -> None:
         return [turn["exchange"] for turn in measured["cells"][0]["results"]["bare"]["turns"]]
 
     assert exchanges(1) == [0.0]
-    (together,) = exchanges(2)
-    assert 0.3 < together < 30
+    assert all(0.3 < together < 30 for together in exchanges(2))
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_rounds_follow_while_no_turn_was_near(far: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "is_far", lambda _: far)
+    measured = measure(PLAIN, names=["bare"], threads=2, processes=1, rounds=2)
+    assert len(measured["cells"][0]["results"]["bare"]["turns"]) == (4 if far else 2)
 
 
 def one_turn(median: float, exchange: float = 0.6) -> dict[str, Any]:
