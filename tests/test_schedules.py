@@ -299,6 +299,19 @@ def test_auto_takes_the_form_that_pays(name: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(tiled, dense, rtol=1e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize("length", [100, 400, 401, 1402])
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_query_mask_alone_holds_in_every_form(causal: bool, length: int) -> None:
+    query, shown = numbers(2, length, 8), np.arange(length)[None] >= [[50], [0]]
+    masked = raw(model_of("dot", {"causal": causal}, masks="query"))
+    (output,) = masked.run(
+        None, {"query": query, "value": query, "key": query, "query_mask": shown}
+    )
+    wanted, _ = attention(query, query, query, query_mask=shown, causal=causal)
+    assert not output[0, :50].any()
+    np.testing.assert_allclose(output, wanted, **TOLERANCE["float32"])
+
+
 @pytest.mark.parametrize(("queries", "dim"), [(1, 64), (5, 129), (130, 129), (257, 512), (9, 768)])
 @pytest.mark.parametrize("hidden", ["all", "front", "all but the last"])
 @pytest.mark.parametrize("causal", [False, True])
