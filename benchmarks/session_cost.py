@@ -10,7 +10,11 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
-import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from onnx_attn.bench.probes import import_seconds
+from onnx_attn.bench.suite import IMPORTS
 
 PROCESSES = 8
 
@@ -65,13 +69,6 @@ def output_of(code: str, *arguments: object) -> list[float]:
     return [float(word) for word in done.stdout.split()]
 
 
-def seconds_to_import(statement: str) -> float:
-    """Wall time of a fresh process that only imports."""
-    start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", statement], check=True)
-    return time.perf_counter() - start
-
-
 def say(line: str) -> None:
     """One line of the table."""
     sys.stdout.write(line + "\n")
@@ -89,9 +86,12 @@ def main() -> None:
     say(f"  over the runtime's own: session.run {over_run:.1f}, session(...) {over_call:.1f}")
 
     plain, ours = [], []
-    for _ in range(2 * PROCESSES):
-        plain.append(seconds_to_import("import numpy, onnxruntime"))
-        ours.append(seconds_to_import("from onnx_attn import AttentionSession"))
+    with TemporaryDirectory() as folder:
+        for statement in IMPORTS.values():
+            import_seconds(statement, Path(folder))
+        for _ in range(2 * PROCESSES):
+            for times, statement in zip((plain, ours), IMPORTS.values(), strict=True):
+                times.append(import_seconds(statement, Path(folder)))
     a, b = statistics.median(plain), statistics.median(ours)
     say(f"import: numpy and onnxruntime {a * 1e3:.0f} ms, AttentionSession {b * 1e3:.0f} ms,")
     say(f"  ratio {b / a:.2f} (of the fastest of each: {min(ours) / min(plain):.2f})")

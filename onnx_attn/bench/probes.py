@@ -130,11 +130,17 @@ def session_cost(masks: str, threads: int) -> dict[str, float]:
     return {"bare": float(np.median(bare_times)), "ours": float(np.median(our_times))}
 
 
-def import_seconds(what: str) -> float:
-    """Seconds that the import statement `what` takes in a fresh interpreter."""
-    code = f"import time; s = time.perf_counter(); {what}; print(time.perf_counter() - s)"
+def import_seconds(statement: str, bytecode: Path) -> float:
+    """Seconds that the import `statement` takes in a fresh interpreter.
+
+    Modules are compiled into the folder `bytecode`, by the first call for a statement: installed
+    packages are compiled too, and a source tree often may not keep what it compiles.
+    """
+    code = f"import time; s = time.perf_counter(); {statement}; print(time.perf_counter() - s)"
+    environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(bytecode)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
     )
     return float(done.stdout.split()[-1])
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..errors import DeviceError, InputError
@@ -204,14 +205,17 @@ def session(request: Request, progress: Progress) -> dict[str, Any]:
     """What the session adds to a run and to an import, a process each time."""
     run: dict[str, list[dict[str, float]]] = {"none": [], "both": []}
     imports: dict[str, list[float]] = {name: [] for name in IMPORTS}
-    for _ in range(request.processes):
-        for masks, found in run.items():
-            asked = {"do": "session", "masks": masks, "threads": request.threads}
-            found.append(_ask_fresh(asked, request.threads))
-            progress(f"session, masks={masks}")
-        for name, statement in IMPORTS.items():
-            imports[name].append(import_seconds(statement))
-            progress(f"import {name}")
+    with TemporaryDirectory() as folder:
+        for statement in IMPORTS.values():
+            import_seconds(statement, Path(folder))
+        for _ in range(request.processes):
+            for masks, found in run.items():
+                asked = {"do": "session", "masks": masks, "threads": request.threads}
+                found.append(_ask_fresh(asked, request.threads))
+                progress(f"session, masks={masks}")
+            for name, statement in IMPORTS.items():
+                imports[name].append(import_seconds(statement, Path(folder)))
+                progress(f"import {name}")
     return {"run": run, "imports": imports}
 
 
