@@ -31,7 +31,7 @@ from onnx_attn.graph import thresholds
 from onnx_attn.reference import attention
 
 SHRUNK = {
-    "SMALL_QUERY": 6,
+    "SMALL_QUERY": 12,
     "CAUSAL_PAIRS": 70,
     "MASKED_PAIRS": 10,
     "PLAIN_PAIRS": 10,

@@ -77,7 +77,7 @@ def part(op, steps, queries, before, beside, triangle, values, number):
 def joined(op, steps, parts):
     """The parts as one output, under the query mask."""
     output = op.Concat(*parts, axis=1, _outputs=["attended"])
-    return (output if steps.tensors.query_mask is None else finished(op, steps, output),)
+    return (finished(op, steps, output),)
 
 
 def causal_triangle(op, steps, length):

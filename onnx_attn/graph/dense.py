@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import functions
-from .guards import one_batch
+from .guards import BATCHES, batch_of_query, one_batch
 from .pieces import Steps, branches
 
 
@@ -12,7 +12,7 @@ def dense(op, steps: Steps, scores_wanted: bool):
 
     A value mask that hides nothing costs no pass over the scores: a small `If` looks first.
     """
-    steps, finish = checked(op, steps)
+    steps = one_batch(op, steps)
     tensors = steps.tensors
     query = steps.prepare_query(op, tensors.query)
     future = future_bias(op, steps, query)
@@ -33,42 +33,26 @@ def dense(op, steps: Steps, scores_wanted: bool):
             {"unmasked": unmasked, "masked": masked},
             scores_wanted,
         )
-    return (finish(op, steps, attended), *weights)
+    return (finished(op, steps, attended), *weights)
 
 
 def masked_dense(op, steps: Steps, scores_wanted: bool):
     """As `dense`, but a value mask is always added: no If where masks are known to hide."""
-    steps, finish = checked(op, steps)
-    return attend_masked(op, steps, scores_wanted, finish)
+    return attend_masked(op, one_batch(op, steps), scores_wanted)
 
 
 def small_dense(op, steps: Steps, scores_wanted: bool):
-    """As `masked_dense` with fewer operators, for outputs so small that a copy costs nothing."""
-    return attend_masked(op, steps, scores_wanted, finished)
+    """As `masked_dense` with fewer operators, for scores that need no place found beforehand."""
+    return attend_masked(op, batch_of_query(op, steps), scores_wanted)
 
 
-def attend_masked(op, steps, scores_wanted, finish):
+def attend_masked(op, steps, scores_wanted):
     query = steps.prepare_query(op, steps.tensors.query)
     bias = future_bias(op, steps, query)
     if steps.tensors.value_mask is not None:
         bias = mask_bias(op, steps, bias)
     attended, *weights = attend(op, steps, query, bias, scores_wanted)
-    return (finish(op, steps, attended), *weights)
-
-
-def checked(op, steps):
-    """Checked tensors, and who finishes the output: without a query mask nothing is left to do.
-
-    The Reshape of `finished` copies the output: a twentieth of the time at 32x128x128x64.
-    """
-    if steps.tensors.query_mask is not None:
-        return steps, finished
-    return one_batch(op, steps), as_attended
-
-
-def as_attended(_op, _steps, attended):
-    """The output without a query mask, of checked tensors."""
-    return attended
+    return (finished(op, steps, attended), *weights)
 
 
 def attend(op, steps, query, bias, scores_wanted):
@@ -96,30 +80,19 @@ def mask_bias(op, steps, future):
 
 
 def finished(op, steps, attended):
-    """`attended` under the query mask, if its shape is [batch, Tq, value_dim].
+    """`attended`, [batch, Tq, value_dim], under the query mask, if there is one.
 
-    Any other shape is the runtime's error. Broadcasting would take a query, key or value of batch
-    1 beside others, or a mask longer than an axis of 1, and give more rows than the query has. The
-    smallest batch is the one that such a result cannot have.
+    The Reshape refuses a mask that is longer than an axis of 1 and would stretch it.
     """
-    tensors = steps.tensors
-    if tensors.query_mask is not None:
-        attended = op.call_inline(
-            functions.masked_output, attended, tensors.query_mask, _outputs=["output_masked"]
-        )
-    inputs = {"query": tensors.query, "key": tensors.key, "value": tensors.value}
-    if tensors.key is tensors.value:
-        del inputs["key"]
-    batches = [
-        op.Shape(tensor, end=1, _outputs=[f"{name}_batch"]) for name, tensor in inputs.items()
-    ]
-    smallest = op.Min(*batches, _outputs=["smallest_batch"])
-    query_length = op.Shape(tensors.query, start=1, end=2, _outputs=["query_length"])
-    value_dim = op.Shape(tensors.value, start=2, end=3, _outputs=["value_dim_size"])
-    # No 0 for a length as it is: ONNX Runtime then takes the Reshape for one that changes nothing.
-    shape = op.Concat(smallest, query_length, value_dim, axis=0, _outputs=["output_shape"])
-    output = op.Reshape(attended, shape, _outputs=["output_checked"])
-    output.producer().name = "output__batches_and_masks_must_fit_the_query"
+    query_mask = steps.tensors.query_mask
+    if query_mask is None:
+        return attended
+    shape = op.Shape(attended, _outputs=["output_shape"])
+    masked = op.call_inline(
+        functions.masked_output, attended, query_mask, _outputs=["output_masked"]
+    )
+    output = op.Reshape(masked, shape, _outputs=["output_checked"])
+    output.producer().name = f"output__{BATCHES}"
     return output
 
 

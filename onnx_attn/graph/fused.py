@@ -37,4 +37,4 @@ def multi_head_attention(op, steps):
     # Its inference is ONNX Runtime's, not ONNX's.
     attended.dtype = steps.compute
     attended.producer().name = "attended__query_key_and_value_must_fit"
-    return (attended if tensors.query_mask is None else finished(op, steps, attended),)
+    return (finished(op, steps, attended),)

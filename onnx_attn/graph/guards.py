@@ -44,6 +44,26 @@ def guarded(op, steps: Steps):
     return Steps(steps.config, checked), batch, length
 
 
+def batch_of_query(op, steps: Steps):
+    """The same layer on a key and a value of the query's batch size; others are the runtime's error.
+
+    A dim of 0 in a Reshape is the tensor's own. Fewest operators; but ONNX Runtime no longer knows
+    the shape of the scores before a run, for which see `one_batch`.
+    """
+    tensors = steps.tensors
+    batch = op.Shape(tensors.query, start=0, end=1, _outputs=["query_batch"])
+    shape = op.Concat(batch, [0, 0], axis=0, _outputs=["shape_in_batch"])
+
+    def check(tensor, name):
+        checked = op.Reshape(tensor, shape, _outputs=[f"{name}_checked"])
+        checked.producer().name = f"{name}__{BATCHES}"
+        return checked
+
+    key = check(tensors.key, "key")
+    value = key if tensors.value is tensors.key else check(tensors.value, "value")
+    return Steps(steps.config, replace(tensors, key=key, value=value))
+
+
 def one_batch(op, steps: Steps):
     """The same layer on tensors of one batch size; others are the runtime's error.
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 # What Keras adds to a hidden score.
 HIDDEN = -1e9
 
-# Query elements up to which an If costs more than a pass over masks that hide nothing.
-SMALL_QUERY = 8192
+# Query elements times Tq, which is what scores of a sequence with itself take, up to which an If
+# costs more than a pass over masks that hide nothing.
+SMALL_QUERY = 2**20
 
 # Scores of one batch row up to which the dense form wins: over causal, masked and plain blocks, and
 # over MultiHeadAttention.
@@ -40,7 +41,8 @@ def query_is_small(op, steps):
     if not steps.has_dot_scores:
         features = op.Mul(size, key_length(op, steps), _outputs=["features_of_batch"])
         return op.Less(features, [DENSE_FEATURES], _outputs=["query_is_small"])
-    return op.Less(size, SMALL_QUERY, _outputs=["query_is_small"])
+    work = op.Mul(size, query_length(op, steps), _outputs=["query_size_by_length"])
+    return op.Less(work, [SMALL_QUERY], _outputs=["query_is_small"])
 
 
 def pairs_of_dense(steps, plain, fused):
