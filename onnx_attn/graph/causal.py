@@ -10,19 +10,20 @@ from __future__ import annotations
 
 from . import functions
 from .dense import finished
-from .guards import one_batch
+from .guards import batch_of_query
 from .thresholds import HIDDEN, query_length
 
 
 def causal_halves(op, steps):
     """The output [batch, Tq, value_dim] in two parts, where Tq = Tv is even."""
-    tensors = one_batch(op, steps).tensors
+    tensors = batch_of_query(op, steps).tensors
     query = steps.prepare_query(op, tensors.query)
-    half = op.Div(query_length(op, steps), [2], _outputs=["half_length"])
-    # Said, because from opset 18 on a Split does not find its sizes itself.
-    sizes = op.Concat(half, half, axis=0, _outputs=["lengths_of_halves"])
-    early, late = op.Split(query, sizes, axis=1, _outputs=["early_queries", "late_queries"])
-    before, beside = op.Split(tensors.key, sizes, axis=1, _outputs=["early_keys", "late_keys"])
+    length = query_length(op, steps)
+    half = op.Div(length, [2], _outputs=["half_length"])
+    early = op.Slice(query, [0], half, [1], _outputs=["early_queries"])
+    late = op.Slice(query, half, length, [1], _outputs=["late_queries"])
+    before = op.Slice(tensors.key, [0], half, [1], _outputs=["early_keys"])
+    beside = op.Slice(tensors.key, half, length, [1], _outputs=["late_keys"])
     seen = op.Slice(tensors.value, [0], half, [1], _outputs=["early_values"])
     triangle = causal_triangle(op, steps, half)
     parts = (
@@ -38,7 +39,7 @@ def causal_parts(op, steps, count):
     All parts are equally long. Where they do not fit evenly the last one begins earlier, and what
     it repeats is cut off the part before it.
     """
-    tensors = one_batch(op, steps).tensors
+    tensors = batch_of_query(op, steps).tensors
     query, key, value = tensors.query, tensors.key, tensors.value
     length = query_length(op, steps)
     size = op.Div(op.Add(length, [count - 1]), [count], _outputs=["part_length"])
