@@ -45,7 +45,8 @@ SHRUNK = {
     "LARGEST_BLOCK": 4,
     "CAUSAL_BLOCK": 3,
     "HALVES_SCORES": 300,
-    "FOUR_PARTS_QUERIES": 50,
+    "FOUR_PARTS_QUERIES": 25,
+    "LONG_FOUR_SCORES": 2500,
 }
 SESSIONS: dict[Any, Any] = {}
 
@@ -264,6 +265,8 @@ CHOICES = {
     "causal 512: halves": ((True, 2, 512, 512, 32, ONE), 0, 2),
     "causal 511: no even halves": ((True, 2, 511, 511, 32, ONE), 0, 4),
     "causal, many rows: four parts": ((True, 4, 512, 512, 32, ONE), 0, 4),
+    "causal 1,024: four longer parts": ((True, 1, 1024, 1024, 32, ONE), 0, 4),
+    "causal, longer, more rows: eight parts": ((True, 3, 1021, 1021, 32, ONE), 0, 8),
     "causal 1,501: eight parts": ((True, 1, 1501, 1501, 32, ONE), 0, 8),
     "causal, too many scores: row by row": ((True, 9, 2048, 2048, 1, ONE), 10, 72),
     "causal, a key more than queries: row by row": ((True, 1, 512, 513, 32, ONE), 2, 2),
@@ -299,7 +302,7 @@ def test_auto_takes_the_form_that_pays(name: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(tiled, dense, rtol=1e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("length", [100, 400, 401, 1402])
+@pytest.mark.parametrize("length", [100, 400, 401, 900, 1402])
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_query_mask_alone_holds_in_every_form(causal: bool, length: int) -> None:
     query, shown = numbers(2, length, 8), np.arange(length)[None] >= [[50], [0]]

@@ -12,6 +12,7 @@ from .thresholds import (
     batch_is_small,
     four_parts_suit,
     halves_suit,
+    long_four_suit,
     key_length,
     nothing_to_attend,
     pairs_of_dense,
@@ -101,10 +102,17 @@ def by_parts(op, steps, lengths, pairs, in_rows):
 
     def in_parts(op):
         forms = {
-            "in_four": lambda op: causal_parts(op, steps, 4),
-            "in_eight": lambda op: causal_parts(op, steps, 8),
+            "in_four": lambda op: causal_parts(op, steps, 4, bias_of_all_keys=True),
+            "in_longer_parts": in_longer_parts,
         }
         return branches(op, steps, four_parts_suit(op, lengths), forms, False)
+
+    def in_longer_parts(op):
+        forms = {
+            "in_long_four": lambda op: causal_parts(op, steps, 4),
+            "in_eight": lambda op: causal_parts(op, steps, 8),
+        }
+        return branches(op, steps, long_four_suit(op, scores), forms, False)
 
     forms = {"in_halves": lambda op: causal_halves(op, steps), "not_in_halves": not_in_halves}
     return branches(op, steps, halves_suit(op, lengths, scores), forms, False)

@@ -1,16 +1,18 @@
 """Causal attention of a sequence to itself without a value mask: queries in a few unrolled parts.
 
 A part reads the keys before it and the keys beside it. Only the square beside it holds hidden
-pairs, the same ones in every part, so the causal bias is one triangle and is added to that square
-alone. Parts span the batch: the operators then split the work by batch rows, and what a core
-computes it mostly reads again itself.
+pairs, the same ones in every part, so the causal bias is one triangle. Parts span the batch: the
+operators then split the work by batch rows, and what a core computes it mostly reads again itself.
 """
 
 from __future__ import annotations
 
+import numpy as np
+import onnx_ir as ir
+
 from . import functions
 from .dense import finished
-from .guards import batch_of_query
+from .guards import LENGTHS, batch_of_query
 from .thresholds import HIDDEN, query_length
 
 
@@ -26,62 +28,118 @@ def causal_halves(op, steps):
     beside = op.Slice(tensors.key, half, length, [1], _outputs=["late_keys"])
     seen = op.Slice(tensors.value, [0], half, [1], _outputs=["early_values"])
     triangle = causal_triangle(op, steps, half)
-    parts = (
-        part(op, steps, early, None, before, triangle, seen, 0),
-        part(op, steps, late, before, beside, triangle, tensors.value, 1),
-    )
-    return joined(op, steps, parts)
+    scores = masked_beside(op, steps, early, before, triangle)
+    attended_early = weighted(op, steps, scores, seen, 0)
+    scores = masked_beside(op, steps, late, beside, triangle, before)
+    attended_late = weighted(op, steps, scores, tensors.value, 1)
+    return joined(op, steps, (attended_early, attended_late))
 
 
-def causal_parts(op, steps, count):
+def causal_parts(op, steps, count, bias_of_all_keys=False):
     """The output [batch, Tq, value_dim] in `count` parts, where Tq = Tv > count squared.
 
-    All parts are equally long. Where they do not fit evenly the last one begins earlier, and what
-    it repeats is cut off the part before it.
+    All parts are equally long but the last, which is what remains. With `bias_of_all_keys` the
+    causal bias is as wide as the keys that a part sees: one addition, and no joining of scores.
     """
     tensors = batch_of_query(op, steps).tensors
-    query, key, value = tensors.query, tensors.key, tensors.value
     length = query_length(op, steps)
     size = op.Div(op.Add(length, [count - 1]), [count], _outputs=["part_length"])
-    multiples = [op.Mul(size, [number], _outputs=["part_end"]) for number in range(2, count)]
-    ends = [size, *multiples, length]
-    starts = [[0], *ends[: count - 2], op.Sub(length, size, _outputs=["last_part_start"])]
-    triangle = causal_triangle(op, steps, size)
-    query = steps.prepare_query(op, query)
-    parts = []
-    for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        queries = op.Slice(query, start, end, [1], _outputs=["queries_of_part"])
+    inner = [op.Mul(size, [number], _outputs=["part_end"]) for number in range(1, count)]
+    starts, ends = [[0], *inner], [*inner, length]
+    own, seen = positions_of_parts(op, length, starts, ends)
+    rest = op.Sub(length, starts[-1], _outputs=["last_part_length"])
+
+    if bias_of_all_keys:
+        width = op.Mul(size, [count], _outputs=["bias_width"])
+        whole = causal_triangle(op, steps, size, width)
+    else:
+        triangle = causal_triangle(op, steps, size)
+
+    def at_once(number, queries):
+        key, bias = tensors.key, whole
+        if number < count - 1:
+            key = rows(op, key, seen[number], "keys_seen")
+            unseen = op.Sub(width, ends[number], _outputs=["unseen_length"])
+            bias = op.Slice(bias, unseen, width, [1], _outputs=["bias_of_part"])
+        else:
+            shape = op.Concat(rest, length, axis=0)
+            bias = op.Slice(bias, [0, 0], shape, [0, 1], _outputs=["bias_of_last_part"])
+        return op.Add(steps.scores(op, queries, key), bias, _outputs=["scores_masked"])
+
+    def in_two(number, queries):
+        beside, bias = rows(op, tensors.key, own[number], "keys_beside"), triangle
+        if number == count - 1:
+            shape = op.Concat(rest, rest, axis=0)
+            bias = op.Slice(bias, [0, 0], shape, [0, 1], _outputs=["triangle_of_last_part"])
         before = None
         if number > 0:
-            before = op.Slice(key, [0], start, [1], _outputs=["keys_before"])
-        beside = op.Slice(key, start, end, [1], _outputs=["keys_beside"])
+            before = rows(op, tensors.key, seen[number - 1], "keys_before")
+        return masked_beside(op, steps, queries, beside, bias, before)
+
+    query = steps.prepare_query(op, tensors.query)
+    parts = []
+    for number in range(count):
+        queries = rows(op, query, own[number], "queries_of_part")
+        scores = (at_once if bias_of_all_keys else in_two)(number, queries)
         # All values to the last part, so that too many of them fail there.
-        last = number == count - 1
-        seen = value if last else op.Slice(value, [0], end, [1], _outputs=["values_seen"])
-        parts.append(part(op, steps, queries, before, beside, triangle, seen, number))
-    once = op.Sub(starts[-1], starts[-2], _outputs=["queries_not_repeated"])
-    parts[-2] = op.Slice(parts[-2], [0], once, [1], _outputs=["attended_once"])
+        values = tensors.value
+        if number < count - 1:
+            values = rows(op, values, seen[number], "values_seen")
+        parts.append(weighted(op, steps, scores, values, number))
     return joined(op, steps, parts)
 
 
-def part(op, steps, queries, before, beside, triangle, values, number):
-    """Queries of one part on the keys before them, if there are any, and on those beside them."""
+def positions_of_parts(op, length, starts, ends):
+    """Each part's own positions, and those up to its end: lists of int64[n]."""
+    every = op.Range(0, op.Squeeze(length), 1, _outputs=["positions"])
+
+    def between(start, end):
+        return op.Slice(every, start, end, [0], _outputs=["positions_between"])
+
+    own = [between(start, end) for start, end in zip(starts, ends, strict=True)]
+    return own, [own[0], *(between([0], end) for end in ends[1:-1])]
+
+
+def rows(op, tensor, positions, name):
+    """`tensor` at `positions` of its axis 1.
+
+    Gather, not Slice: it copies with all threads, each of them batch rows that it will need itself.
+    """
+    taken = op.Gather(tensor, positions, axis=1, _outputs=[name])
+    taken.producer().name = f"{name}__{LENGTHS}"
+    return taken
+
+
+def masked_beside(op, steps, queries, beside, triangle, before=None):
+    """Scores of `queries` on keys before them, if there are any, and on those beside them."""
     scores = op.Add(steps.scores(op, queries, beside), triangle, _outputs=["scores_beside"])
-    if before is not None:
-        scores = op.Concat(
-            steps.scores(op, queries, before), scores, axis=2, _outputs=["scores_masked"]
-        )
+    if before is None:
+        return scores
+    earlier = steps.scores(op, queries, before)
+    return op.Concat(earlier, scores, axis=2, _outputs=["scores_masked"])
+
+
+def weighted(op, steps, scores, values, number):
+    """softmax(scores) @ values for one part; `number` tells draws of dropout apart."""
     weights = op.call_inline(functions.softmax_weights, scores, _outputs=["weights"])
     return steps.weighted_sum(op, steps.drop(op, weights, draw=number), values)
 
 
 def joined(op, steps, parts):
     """The parts as one output, under the query mask."""
-    output = op.Concat(*parts, axis=1, _outputs=["attended"])
-    return (finished(op, steps, output),)
+    return (finished(op, steps, op.Concat(*parts, axis=1, _outputs=["attended"])),)
 
 
-def causal_triangle(op, steps, length):
-    """The causal bias of the keys beside as many queries: [length, length]."""
-    hidden = op.Expand(steps.number(op, HIDDEN), op.Concat(length, length, axis=0))
-    return op.Trilu(hidden, op.Constant(value_int=1), upper=1, _outputs=["causal_triangle"])
+def causal_triangle(op, steps, length, width=None):
+    """The causal bias of `length` queries on as many keys, or on `width` that end with those.
+
+    [length, length] or [length, width].
+    """
+    shape = op.Concat(length, length if width is None else width, axis=0)
+    number = ir.tensor(np.array([HIDDEN], steps.config.floats.compute))
+    hidden = op.ConstantOfShape(shape, value=number, _outputs=["all_hidden"])
+    first = op.Constant(value_int=1)
+    if width is not None:
+        before = op.Sub(width, length, _outputs=["keys_before_all"])
+        first = op.Squeeze(op.Add(before, [1]), _outputs=["first_hidden_key"])
+    return op.Trilu(hidden, first, upper=1, _outputs=["causal_triangle"])

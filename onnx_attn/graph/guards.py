@@ -45,7 +45,7 @@ def guarded(op, steps: Steps):
 
 
 def batch_of_query(op, steps: Steps):
-    """The same layer on a key and a value of the query's batch size; others are the runtime's error.
+    """The same layer on key and value of the query's batch size; others are the runtime's error.
 
     A dim of 0 in a Reshape is the tensor's own. Fewest operators; but ONNX Runtime no longer knows
     the shape of the scores before a run, for which see `one_batch`.

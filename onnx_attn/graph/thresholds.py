@@ -28,9 +28,11 @@ SMALLEST_BLOCK, LARGEST_BLOCK = 64, 512
 LANES, LANE_KEYS = 2, 8192
 CAUSAL_BLOCK = 256
 
-# Scores of the batch up to which two causal halves suffice, and the queries for which four do.
+# Scores of the batch up to which two causal halves suffice; the queries for which four parts with a
+# bias of all keys do; and the scores for which four without it do.
 HALVES_SCORES = 3 * 2**18
-FOUR_PARTS_QUERIES = 1400
+FOUR_PARTS_QUERIES = 700
+LONG_FOUR_SCORES = 2**21
 # Scores of the batch in the largest of eight parts: beyond, blocks need less memory and time.
 PART_SCORES = 2**22
 
@@ -89,8 +91,13 @@ def parts_suit(op, lengths, scores):
 
 
 def four_parts_suit(op, lengths):
-    """True where the squares of four parts waste less than eight parts cost: bool[1]."""
+    """True where a bias as wide as the keys costs less than joining scores: bool[1]."""
     return op.Less(lengths[0], [FOUR_PARTS_QUERIES], _outputs=["four_parts_suit"])
+
+
+def long_four_suit(op, scores):
+    """True where so few `scores` do not repay the operators of eight parts: bool[1]."""
+    return op.Less(scores, [LONG_FOUR_SCORES], _outputs=["long_four_suit"])
 
 
 def something_is_empty(op, steps):
