@@ -272,7 +272,9 @@ CHOICES = {
     "causal, a key more than queries: row by row": ((True, 1, 512, 513, 32, ONE), 2, 2),
     "causal, a query without a key: row by row": ((True, 1, 513, 512, 32, ONE), 2, 3),
     "ragged 512": ((False, 2, 512, 512, 32, np.arange(512)[None] < [[128], [512]]), 3, 2),
-    "causal, ragged": ((True, 2, 512, 512, 32, np.arange(512)[None] < [[128], [512]]), 3, 4),
+    "causal, ragged": ((True, 2, 512, 512, 32, np.arange(512)[None] < [[128], [512]]), 0, 4),
+    "causal, little shown": ((True, 2, 512, 512, 32, np.arange(512)[None] < [[64], [320]]), 3, 4),
+    "causal, ragged, long": ((True, 2, 768, 768, 32, np.arange(768)[None] < [[384], [768]]), 3, 6),
     # The first row has queries that see nothing: two walks.
     "causal, front": ((True, 2, 512, 512, 32, np.arange(512)[None] >= [[128], [0]]), 4, 5),
 }
@@ -312,6 +314,27 @@ def test_a_query_mask_alone_holds_in_every_form(causal: bool, length: int) -> No
     )
     wanted, _ = attention(query, query, query, query_mask=shown, causal=causal)
     assert not output[0, :50].any()
+    np.testing.assert_allclose(output, wanted, **TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize("rows", ["own", "shared", "whole"])
+@pytest.mark.parametrize("length", [303, 400, 697])
+def test_causal_parts_under_a_value_mask(length: int, rows: str, tmp_path: Path) -> None:
+    """Ragged rows with holes, one mask for all rows, or one bool a row; every query sees a key."""
+    query = numbers(3, length, 8)
+    shown = np.arange(length)[None] < [[length // 2], [length], [length - 1]]
+    shown[:, 5:90:7] = False
+    if rows == "shared":
+        shown = shown[2:]
+    elif rows == "whole":
+        shown = np.array([[True], [True], [True]])
+    feeds = {"query": query, "value": query, "key": query, "value_mask": shown}
+    model = model_of("dot", {"causal": True}, masks="value")
+    assert nodes_run(model, feeds, tmp_path)["Scan"] == 0
+    (output,) = raw(model).run(None, feeds)
+    wanted, _ = attention(
+        query, query, query, value_mask=np.broadcast_to(shown, (3, length)), causal=True
+    )
     np.testing.assert_allclose(output, wanted, **TOLERANCE["float32"])
 
 

@@ -12,8 +12,9 @@ from .thresholds import (
     batch_is_small,
     four_parts_suit,
     halves_suit,
-    long_four_suit,
     key_length,
+    long_four_suit,
+    masked_parts_suit,
     nothing_to_attend,
     pairs_of_dense,
     parts_suit,
@@ -77,8 +78,11 @@ def by_length(op, steps, scores_wanted, long_plain=None):
             return branches(
                 op, steps, batch_is_small(op, steps, pairs, fused), forms, scores_wanted
             )
-        if steps.tensors.value_mask is not None or not steps.has_dot_scores or scores_wanted:
+        if not steps.has_dot_scores or scores_wanted or not steps.config.causal:
             return in_rows(op)
+        if steps.tensors.value_mask is not None:
+            forms = {"in_four": lambda op: in_four(op, steps), "in_rows": in_rows}
+            return branches(op, steps, masked_parts_suit(op, steps, lengths), forms, False)
         return by_parts(op, steps, lengths, pairs, in_rows)
 
     if scores_wanted and plain:
@@ -102,7 +106,7 @@ def by_parts(op, steps, lengths, pairs, in_rows):
 
     def in_parts(op):
         forms = {
-            "in_four": lambda op: causal_parts(op, steps, 4, bias_of_all_keys=True),
+            "in_four": lambda op: in_four(op, steps),
             "in_longer_parts": in_longer_parts,
         }
         return branches(op, steps, four_parts_suit(op, lengths), forms, False)
@@ -116,3 +120,8 @@ def by_parts(op, steps, lengths, pairs, in_rows):
 
     forms = {"in_halves": lambda op: causal_halves(op, steps), "not_in_halves": not_in_halves}
     return branches(op, steps, halves_suit(op, lengths, scores), forms, False)
+
+
+def in_four(op, steps):
+    """Four causal parts of short sequences."""
+    return causal_parts(op, steps, 4, bias_of_all_keys=True)

@@ -1,4 +1,4 @@
-"""Causal attention of a sequence to itself without a value mask: queries in a few unrolled parts.
+"""Causal attention of a sequence to itself: queries in a few unrolled parts.
 
 A part reads the keys before it and the keys beside it. Only the square beside it holds hidden
 pairs, the same ones in every part, so the causal bias is one triangle. Parts span the batch: the
@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from . import functions
-from .dense import finished
+from .dense import finished, mask_bias
 from .guards import LENGTHS, batch_of_query
 from .thresholds import HIDDEN, query_length
 
@@ -40,6 +40,7 @@ def causal_parts(op, steps, count, bias_of_all_keys=False):
 
     All parts are equally long but the last, which is what remains. With `bias_of_all_keys` the
     causal bias is as wide as the keys that a part sees: one addition, and no joining of scores.
+    Only this form knows a value mask, and only one that shows every query a key.
     """
     tensors = batch_of_query(op, steps).tensors
     length = query_length(op, steps)
@@ -49,7 +50,10 @@ def causal_parts(op, steps, count, bias_of_all_keys=False):
     own, seen = positions_of_parts(op, length, starts, ends)
     rest = op.Sub(length, starts[-1], _outputs=["last_part_length"])
 
+    value_bias = None
     if bias_of_all_keys:
+        if steps.tensors.value_mask is not None:
+            value_bias = mask_bias(op, steps, None)  # [batch or 1, 1, Tv or 1]
         width = op.Mul(size, [count], _outputs=["bias_width"])
         whole = causal_triangle(op, steps, size, width)
     else:
@@ -64,7 +68,14 @@ def causal_parts(op, steps, count, bias_of_all_keys=False):
         else:
             shape = op.Concat(rest, length, axis=0)
             bias = op.Slice(bias, [0, 0], shape, [0, 1], _outputs=["bias_of_last_part"])
-        return op.Add(steps.scores(op, queries, key), bias, _outputs=["scores_masked"])
+        scores = op.Add(steps.scores(op, queries, key), bias, _outputs=["scores_masked"])
+        if value_bias is None:
+            return scores
+        # -1e9 twice weighs what -1e9 once does next to a key that is seen: nothing.
+        if number == count - 1:
+            return steps.masked(op, scores, value_bias)
+        hidden = op.Slice(value_bias, [0], ends[number], [2], _outputs=["value_bias_of_part"])
+        return op.Add(scores, hidden, _outputs=["scores_masked"])
 
     def in_two(number, queries):
         beside, bias = rows(op, tensors.key, own[number], "keys_beside"), triangle

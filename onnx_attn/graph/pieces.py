@@ -104,17 +104,23 @@ class Steps:
         """softmax(scores + bias) @ value: the attended values and the weights."""
         scores = self.scores(op, query, key)
         if bias is not None:
-            shape = op.Shape(scores, _outputs=["scores_shape"])
-            scores = op.call_inline(
-                functions.masked_scores, scores, bias, _outputs=["scores_masked"]
-            )
-            if self.tensors.value_mask is not None:
-                # A key of length 1 would be broadcast to a longer mask, and so fit a longer value.
-                scores = op.Reshape(scores, shape, _outputs=["scores_checked"])
-                scores.producer().name = "scores__value_mask_must_fit_the_key"
+            scores = self.masked(op, scores, bias)
         weights = op.call_inline(functions.softmax_weights, scores, _outputs=["weights"])
         weights = self.drop(op, weights)
         return self.weighted_sum(op, weights, value), weights
+
+    def masked(self, op, scores, bias):
+        """scores + bias, of the shape of the scores; another is the runtime's error.
+
+        A key of length 1 would be broadcast to a longer mask, and so fit a longer value; a batch of
+        1 to that of the mask.
+        """
+        masked = op.call_inline(functions.masked_scores, scores, bias, _outputs=["scores_masked"])
+        if self.tensors.value_mask is None:
+            return masked
+        checked = op.Reshape(masked, op.Shape(scores), _outputs=["scores_checked"])
+        checked.producer().name = "scores__value_mask_must_fit_the_key"
+        return checked
 
     def weighted_sum(self, op, weights, value):
         """weights @ value: [batch, Tq, Tv] x [batch, Tv, value_dim] -> [batch, Tq, value_dim]."""

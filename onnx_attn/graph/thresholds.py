@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import onnx_ir as ir
+
 # What Keras adds to a hidden score.
 HIDDEN = -1e9
 
@@ -33,6 +35,8 @@ CAUSAL_BLOCK = 256
 HALVES_SCORES = 3 * 2**18
 FOUR_PARTS_QUERIES = 700
 LONG_FOUR_SCORES = 2**21
+# Share of the keys that a value mask shows, from which on parts beat rows cut to their lengths.
+SHOWN_SHARE = 0.5
 # Scores of the batch in the largest of eight parts: beyond, blocks need less memory and time.
 PART_SCORES = 2**22
 
@@ -98,6 +102,19 @@ def four_parts_suit(op, lengths):
 def long_four_suit(op, scores):
     """True where so few `scores` do not repay the operators of eight parts: bool[1]."""
     return op.Less(scores, [LONG_FOUR_SCORES], _outputs=["long_four_suit"])
+
+
+def masked_parts_suit(op, steps, lengths):
+    """True where four parts suit, all queries see a key, and masks hide few of them: bool[1]."""
+    square = op.Equal(*lengths, _outputs=["one_key_for_each_query"])
+    suit = op.And(square, four_parts_suit(op, lengths), _outputs=["four_parts_suit"])
+    shown = op.Cast(steps.tensors.value_mask, to=int(ir.DataType.FLOAT), _outputs=["shown_keys"])
+    # A causal query sees the first key if anything.
+    first = op.Slice(shown, [0], [1], [1], _outputs=["first_keys"])
+    all_see = op.ReduceMin(first, keepdims=1, _outputs=["all_queries_see"])
+    share = op.ReduceMean(shown, keepdims=1, _outputs=["shown_share"])
+    enough = op.Less(SHOWN_SHARE, op.Mul(all_see, share), _outputs=["enough_is_shown"])
+    return op.And(suit, op.Squeeze(enough), _outputs=["masked_parts_suit"])
 
 
 def something_is_empty(op, steps):
