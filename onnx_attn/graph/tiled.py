@@ -100,8 +100,8 @@ class Walk:
     def mask_facts(self, op, value_mask):
         """What each batch row needs to know of its value mask, found for all rows at once.
 
-        bias: 0 or HIDDEN by key. first, length: where the visible keys begin and end. blind: how
-        many queries, counted from the first, see no key at all.
+        bias: 0 or HIDDEN by key. first, length: where the visible keys begin and end. unbroken:
+        whether none between is hidden. blind: how many queries, from the first on, see no key.
         """
         number, int64 = self.steps.number, ir.DataType.INT64
         bias = op.Where(value_mask, number(op, 0.0), number(op, HIDDEN), _outputs=["value_bias"])
@@ -113,12 +113,23 @@ class Walk:
         none = op.Equal(count, op.Constant(value=ir.tensor(np.array(0, np.int32))))
         before = op.Min(first, self.query_length) if self.steps.config.causal else [0]
         blind = op.Where(none, self.query_length, before, _outputs=["blind_queries"])
-        return {
+        facts = {
             "bias": (bias, self.steps.compute, ("Tv",)),
             "first": (first, int64, (1,)),
             "length": (length, int64, (1,)),
             "blind": (blind, int64, (1,)),
         }
+        if self.may_have_lanes:
+            shown = op.Cast(count, to=int(int64))
+            unbroken = op.Equal(op.Add(first, shown), length, _outputs=["keys_unbroken"])
+            facts["unbroken"] = (unbroken, ir.DataType.BOOL, (1,))
+        return facts
+
+    @property
+    def may_have_lanes(self):
+        """Whether all blocks of a row read the same keys and only the output is wanted."""
+        dense_keys = self.steps.has_dot_scores and not self.steps.config.causal
+        return dense_keys and not self.scores_wanted
 
     def row(self, op, query, key, value, query_mask=None, **mask_facts):
         """One batch row: [Tq, dim], [Tv, dim], [Tv, value_dim], bool[Tq], facts of the mask."""
@@ -133,9 +144,9 @@ class Walk:
         output = op.Where(shown, results[0], self.steps.number(op, 0.0), _outputs=["output_row"])
         return (output, *results[1:])
 
-    def masked(self, op, query, key, value, bias, first, length, blind):
+    def masked(self, op, query, key, value, bias, first, length, blind, unbroken=None):
         """One batch row under a value mask."""
-        window = Window(key, value, length, bias, first)
+        window = Window(key, value, length, bias, first, unbroken)
 
         def all_see(op):
             return self.seeing(op, query, self.query_length, window)
@@ -166,14 +177,28 @@ class Walk:
         if self.steps.config.causal:
             return self.causal(op, blocks, count, query_length, window)
         keys = window if window.first is None else window.slice(op, window.first, window.length)
-        if keys.bias is None and self.steps.has_dot_scores and not self.scores_wanted:
+
+        def in_lanes(op):
             return self.in_lanes(op, blocks, query_length, keys)
 
         def body(op, query):
             scores = self.steps.block_scores(op, query, keys.key, keys.bias)
             return self.weighted(op, scores, keys.value, window.first)
 
-        return self.scan(op, body, [blocks], query_length)
+        def in_blocks(op):
+            return self.scan(op, body, [blocks], query_length)
+
+        if not self.may_have_lanes:
+            return in_blocks(op)
+        if window.unbroken is None:
+            return in_lanes(op)
+        output = op.If(
+            window.unbroken,
+            then_branch=subgraph(op, in_lanes, self.outputs("in_lanes", "Tq")),
+            else_branch=subgraph(op, in_blocks, self.outputs("in_blocks", "Tq")),
+            _outputs=["attended_of_row"],
+        )
+        return (output,)
 
     def in_lanes(self, op, blocks, query_length, keys):
         """Blocks whose queries go in lanes, each lane with keys and values of its own.
@@ -304,6 +329,7 @@ class Window:
     length: ir.Value  # int64[1]
     bias: ir.Value | None = None  # [Tv], 0 or HIDDEN
     first: ir.Value | None = None  # int64[1]
+    unbroken: ir.Value | None = None  # bool[1]: no key between is hidden
 
     def slice(self, op, begin, end):
         """Its keys from `begin` to `end`: int64[1]. Slice itself stops at the last key."""
@@ -311,4 +337,4 @@ class Window:
             None if part is None else op.Slice(part, begin, end, [0])
             for part in (self.key, self.value, self.bias)
         )
-        return Window(key, value, self.length, bias, self.first)
+        return Window(key, value, self.length, bias, self.first, self.unbroken)
