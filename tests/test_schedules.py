@@ -33,6 +33,7 @@ from onnx_attn.reference import attention
 SHRUNK = {
     "SMALL_QUERY": 12,
     "CAUSAL_PAIRS": 70,
+    "CAUSAL_SCORES_PAIRS": 40,
     "MASKED_PAIRS": 10,
     "PLAIN_PAIRS": 10,
     "FUSED_PAIRS": 10,

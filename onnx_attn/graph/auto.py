@@ -88,7 +88,7 @@ def by_length(op, steps, scores_wanted, long_plain=None):
     if scores_wanted and plain:
         # The score matrix is made anyway, and no part of it can be left out.
         return short(op)
-    limit = pairs_of_dense(steps, plain, fused)
+    limit = pairs_of_dense(steps, plain, fused, scores_wanted)
     few = op.Less(pairs, [limit], _outputs=["few_pairs"])
     if not plain:
         few = op.Or(few, nothing_to_attend(op, steps), _outputs=["dense_suits"])

@@ -11,9 +11,10 @@ HIDDEN = -1e9
 # costs more than a pass over masks that hide nothing.
 SMALL_QUERY = 2**20
 
-# Scores of one batch row up to which the dense form wins: over causal, masked and plain blocks, and
-# over MultiHeadAttention.
+# Scores of one batch row up to which the dense form wins: over causal ones, over causal ones that
+# are returned, over masked and plain blocks, and over MultiHeadAttention.
 CAUSAL_PAIRS = 300 * 300
+CAUSAL_SCORES_PAIRS = 700 * 700
 MASKED_PAIRS = 300 * 300
 PLAIN_PAIRS = 2000 * 2000
 FUSED_PAIRS = 1024 * 1024
@@ -51,10 +52,12 @@ def query_is_small(op, steps):
     return op.Less(work, [SMALL_QUERY], _outputs=["query_is_small"])
 
 
-def pairs_of_dense(steps, plain, fused):
+def pairs_of_dense(steps, plain, fused, scores_wanted):
     """Tq * Tv below which the dense form is at least as fast: a number."""
     if not steps.has_dot_scores:
         return 1
+    if scores_wanted and steps.config.causal and steps.tensors.value_mask is None:
+        return CAUSAL_SCORES_PAIRS
     if not plain:
         return CAUSAL_PAIRS if steps.config.causal else MASKED_PAIRS
     return FUSED_PAIRS if fused else PLAIN_PAIRS
