@@ -129,7 +129,7 @@ def _settle_types(model: ir.Model) -> None:
 
 
 def _rename(model: ir.Model) -> None:
-    """Values by what they hold, each name once in the whole model; nodes by what they compute."""
+    """Values by what they hold, each name once in the whole model; nodes by rule or operator."""
     declared = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
     used = set(declared)
     constants = {
@@ -156,7 +156,7 @@ def _rename(model: ir.Model) -> None:
         if "_must_" in (node.name or ""):
             node.name = fresh(node.name.rsplit("/", 1)[-1])
         else:
-            node.name = node.outputs[0].name
+            node.name = fresh(node.op_type)
         node.metadata_props.clear()
 
 
