@@ -15,23 +15,21 @@ import onnxruntime
 from .checks import Array, as_array, as_mapping, check_shapes, known_names, shown
 from .configuration import Metadata, TensorSpec, contract, numpy_dtype, read_metadata
 from .device import Device, device_of, require_runtime, start
-from .errors import InputError, ModelError, OnnxAttnError
+from .errors import InputError, OnnxAttnError
 from .files import as_path, read_file
 from .model_bytes import check_external_files, external_files, metadata_of, weight_shape
-from .threads import available_threads
+from .ort import (
+    ORT_TYPES,
+    check_graph,
+    open_file,
+    run_error,
+    session_options,
+    thread_count,
+)
 
 # Validated shapes remembered per session: enough for bucketed lengths, bounded for random ones.
 REMEMBERED_SHAPES = 1024
-MOST_THREADS = 1024
-FATAL = 4  # ONNX Runtime's log levels: below it, what it logs is also in what it raises
 ONNX_TYPES = {"bool": 9, "float16": 10, "bfloat16": 16, "float32": 1, "float64": 11}
-ORT_TYPES = {
-    "tensor(bool)": "bool",
-    "tensor(float16)": "float16",
-    "tensor(bfloat16)": "bfloat16",
-    "tensor(float)": "float32",
-    "tensor(double)": "float64",
-}
 
 
 class AttentionSession:
@@ -92,10 +90,12 @@ class AttentionSession:
         check_external_files(outside, None if isinstance(model, bytes) else as_path(model), where)
         # The bytes just checked, unless the runtime has to find other files beside the path.
         source = cast("str", model) if outside else data
-        options = _options(_thread_count(threads), spin)
-        self._session = start(lambda providers: _open(source, where, options, providers), wanted)
+        options = session_options(thread_count(threads), spin)
+        self._session = start(
+            lambda providers: open_file(source, where, options, providers), wanted
+        )
         specs = contract(metadata.config, metadata.options)
-        _check_graph(self._session, specs.inputs, specs.outputs, where)
+        check_graph(self._session, specs.inputs, specs.outputs, where)
         #: Where the file runs, read back from the runtime: "cpu", "cuda:0", ...
         self.device: str = device_of(self._session, wanted.number)
         #: Inputs and outputs by name, in the file's order.
@@ -243,7 +243,7 @@ class AttentionSession:
             else:
                 results = session.run(names, arrays)
         except Exception as error:
-            raise _run_error(error, self.device) from error
+            raise run_error(error, self.device) from error
         return dict(zip(names, results, strict=True))
 
     def _feeds(self, feeds: Mapping[str, object]) -> tuple[dict[str, Any], bool]:
@@ -378,95 +378,6 @@ def _shape_of_ort_value(spec: TensorSpec, value: onnxruntime.OrtValue) -> tuple[
             f"received an OrtValue of {received}. Make it from an array of {spec.dtype}"
         )
     return tuple(value.shape())
-
-
-def _thread_count(threads: object) -> int:
-    if threads is None:
-        return available_threads()
-    if type(threads) is not int or not 1 <= threads <= MOST_THREADS:
-        raise InputError(
-            f"threads must be an integer from 1 to {MOST_THREADS}, or None for the "
-            f"{available_threads()} this process may use; received {shown(threads)}"
-        )
-    return threads
-
-
-def _options(threads: int, spin: bool) -> onnxruntime.SessionOptions:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = FATAL
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
-    # Otherwise a file's name or first bytes may choose ONNX Runtime's own, unchecked format.
-    options.add_session_config_entry("session.load_model_format", "ONNX")
-    return options
-
-
-def _open(
-    source: str | bytes,
-    where: str,
-    options: onnxruntime.SessionOptions,
-    providers: list[Any],
-) -> onnxruntime.InferenceSession:
-    try:
-        # No fallback: it would print, and change the device behind the user's back.
-        return onnxruntime.InferenceSession(source, options, providers=providers, enable_fallback=0)
-    except Exception as error:  # UnicodeDecodeError and others come out of broken files
-        raise ModelError(
-            f"{where} cannot be loaded by ONNX Runtime: it is cut short or damaged, or needs a "
-            f"newer runtime than onnxruntime {onnxruntime.__version__}. "
-            f"ONNX Runtime says: {_one_line(error)}"
-        ) from error
-
-
-def _run_error(error: Exception, device: str) -> OnnxAttnError:
-    text = _one_line(error)
-    if isinstance(error, MemoryError) or any(
-        words in text
-        for words in ("bad_alloc", "allocate memory", "out of memory", "smaller than requested")
-    ):
-        return OnnxAttnError(
-            f"this call needs more memory than there is on {device}. Give a smaller batch or "
-            "shorter query and value, or a file without attention_scores. "
-            f"ONNX Runtime says: {text}"
-        )
-    return OnnxAttnError(f"ONNX Runtime failed on this call, on {device}: {text}")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def _check_graph(
-    session: onnxruntime.InferenceSession,
-    inputs: Mapping[str, TensorSpec],
-    outputs: Mapping[str, TensorSpec],
-    where: str,
-) -> None:
-    """Raise ModelError unless the graph has the names and types that the metadata promises."""
-    try:
-        found = _types(session.get_inputs())
-        optional = _types(session.get_overridable_initializers())
-        results = _types(session.get_outputs())
-    except Exception as error:  # names that are no text
-        raise ModelError(f"{where} is damaged: its names cannot be read") from error
-    required = [(name, spec.dtype) for name, spec in inputs.items() if not spec.optional]
-    overridable = {(name, spec.dtype) for name, spec in inputs.items() if spec.optional}
-    promised = [(name, spec.dtype) for name, spec in outputs.items()]
-    if found != required or not overridable <= set(optional) or results != promised:
-        raise ModelError(
-            f"{where} is damaged: its metadata promises inputs {_listed(required)} "
-            f"{_listed(sorted(overridable))} and outputs {_listed(promised)}; its graph has "
-            f"{_listed(found)} {_listed(optional)} and {_listed(results)}"
-        )
-
-
-def _types(entries: Iterable[onnxruntime.NodeArg]) -> list[tuple[str, str]]:
-    return [(entry.name, ORT_TYPES.get(entry.type, entry.type)) for entry in entries]
-
-
-def _listed(entries: Iterable[tuple[str, str]]) -> str:
-    return "[" + ", ".join(f"{name} {dtype}" for name, dtype in entries) + "]"
 
 
 def _defaults(metadata: Metadata, inputs: Mapping[str, TensorSpec]) -> dict[str, Array]:

@@ -27,13 +27,16 @@ SHORT = (
     "plain 16x512x512x64",
     "plain 1x4096x4096x64",
     "decode 64x1x50x512",
+    "decode ragged 64x1x50x512",
     "causal 1x512x512x64",
     "causal 16x512x512x64",
     "causal 4x2048x2048x64",
+    "causal 1x4096x4096x64",
     "causal 1x16384x16384x64",
     "ragged 16x512x512x64",
     "ragged 4x2048x2048x64",
     "causal ragged 16x512x512x64",
+    "causal ragged 4x2048x2048x64",
 )
 
 
