@@ -276,6 +276,11 @@ CHOICES = {
     "causal, ragged": ((True, 2, 512, 512, 32, np.arange(512)[None] < [[128], [512]]), 0, 4),
     "causal, little shown": ((True, 2, 512, 512, 32, np.arange(512)[None] < [[64], [320]]), 3, 4),
     "causal, ragged, long": ((True, 2, 768, 768, 32, np.arange(768)[None] < [[384], [768]]), 3, 6),
+    "causal, ragged, many": (
+        (True, 140, 512, 512, 1, np.ones((140, 512), np.bool_)),
+        141,
+        280,
+    ),
     # The first row has queries that see nothing: two walks.
     "causal, front": ((True, 2, 512, 512, 32, np.arange(512)[None] >= [[128], [0]]), 4, 5),
 }

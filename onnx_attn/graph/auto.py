@@ -80,10 +80,13 @@ def by_length(op, steps, scores_wanted, long_plain=None):
             )
         if not steps.has_dot_scores or scores_wanted or not steps.config.causal:
             return in_rows(op)
+        batch = op.Shape(steps.tensors.query, start=0, end=1, _outputs=["batch_size"])
+        scores = op.Mul(batch, pairs, _outputs=["scores_of_batch"])
         if steps.tensors.value_mask is not None:
             forms = {"in_four": lambda op: in_four(op, steps), "in_rows": in_rows}
-            return branches(op, steps, masked_parts_suit(op, steps, lengths), forms, False)
-        return by_parts(op, steps, lengths, pairs, in_rows)
+            suit = masked_parts_suit(op, steps, lengths, scores)
+            return branches(op, steps, suit, forms, False)
+        return by_parts(op, steps, lengths, scores, in_rows)
 
     if scores_wanted and plain:
         # The score matrix is made anyway, and no part of it can be left out.
@@ -95,10 +98,8 @@ def by_length(op, steps, scores_wanted, long_plain=None):
     return branches(op, steps, few, {"short": short, "long": long}, scores_wanted)
 
 
-def by_parts(op, steps, lengths, pairs, in_rows):
+def by_parts(op, steps, lengths, scores, in_rows):
     """Two, four or eight causal parts, or else blocks: fewer questions where time is short."""
-    batch = op.Shape(steps.tensors.query, start=0, end=1, _outputs=["batch_size"])
-    scores = op.Mul(batch, pairs, _outputs=["scores_of_batch"])
 
     def not_in_halves(op):
         forms = {"in_parts": in_parts, "in_rows": in_rows}

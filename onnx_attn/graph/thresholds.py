@@ -107,10 +107,10 @@ def long_four_suit(op, scores):
     return op.Less(scores, [LONG_FOUR_SCORES], _outputs=["long_four_suit"])
 
 
-def masked_parts_suit(op, steps, lengths):
+def masked_parts_suit(op, steps, lengths, scores):
     """True where four parts suit, all queries see a key, and masks hide few of them: bool[1]."""
-    square = op.Equal(*lengths, _outputs=["one_key_for_each_query"])
-    suit = op.And(square, four_parts_suit(op, lengths), _outputs=["four_parts_suit"])
+    parts, four = parts_suit(op, lengths, scores), four_parts_suit(op, lengths)
+    suit = op.And(parts, four, _outputs=["four_parts_suit"])
     shown = op.Cast(steps.tensors.value_mask, to=int(ir.DataType.FLOAT), _outputs=["shown_keys"])
     # A causal query sees the first key if anything.
     first = op.Slice(shown, [0], [1], [1], _outputs=["first_keys"])
