@@ -6,7 +6,6 @@ Nothing here imports onnx, so the session can read a file's metadata without it.
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple, cast, get_args
 
@@ -383,14 +382,6 @@ def _weights(config: LayerConfig, text: str) -> dict[str, np.ndarray[Any, Any]]:
             raise ValueError(f"weight {name} has shape {weight.shape}")
         weights[name] = weight
     return weights
-
-
-def glorot_uniform_limit(dim: int) -> float:
-    """Half-width of Glorot's uniform distribution for a vector of length `dim`.
-
-    sqrt(6 / (fan_in + fan_out)); Keras counts a vector's length as both fans.
-    """
-    return math.sqrt(6.0 / (dim + dim))
 
 
 def with_options(options: ExportOptions, changes: dict[str, Any]) -> ExportOptions:

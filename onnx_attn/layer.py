@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +16,6 @@ from .configuration import (
     DTYPES,
     ExportOptions,
     LayerConfig,
-    glorot_uniform_limit,
     numpy_dtype,
     with_options,
 )
@@ -350,7 +350,9 @@ class AdditiveAttention(_AttentionLayer):
                     f"received a query with dim={dim}"
                 )
             return
-        limit = glorot_uniform_limit(dim)
+        # Glorot's uniform distribution, sqrt(6 / (fan_in + fan_out)): Keras counts the length of a
+        # vector as both fans.
+        limit = math.sqrt(6.0 / (dim + dim))
         drawn = np.random.default_rng(self._config.seed).uniform(-limit, limit, dim)
         self._weights = {"scale": drawn.astype(numpy_dtype(self._config.floats.weight))}
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
-
-from .goals import TINY_MICROSECONDS, goals, import_ratio, session_adds
+from .goals import TINY_MICROSECONDS, goals
 from .stats import (
     FAR,
     Results,
@@ -18,6 +15,7 @@ from .stats import (
     is_far,
     time_of,
 )
+from .tables import duration, load, memory, session, table
 
 # Marks times for which there was no turn with cores near each other.
 FAR_MARK = "\N{DAGGER}"
@@ -40,26 +38,6 @@ SHORT = (
 )
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table, its first column left, the others right."""
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *rows))
-
-
-def duration(microseconds: float) -> str:
-    """Three digits with a unit."""
-    if microseconds < 999.5:
-        return f"{microseconds:.3g} us"
-    if microseconds < 999.5e3:
-        return f"{microseconds / 1e3:.3g} ms"
-    return f"{microseconds / 1e6:.3g} s"
-
-
-def size(count: float) -> str:
-    """Bytes in MB or GB."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
-
-
 def report(data: dict[str, Any]) -> str:
     """The whole page."""
     results = Results(data)
@@ -67,11 +45,11 @@ def report(data: dict[str, Any]) -> str:
     if results.cells:
         parts += [_ours(results), far_table(results), _everyone(results), _tiny(results)]
     if "memory" in data:
-        parts.append(_memory(results))
+        parts.append(memory(results))
     if "session" in data:
-        parts.append(_session(data))
+        parts.append(session(data))
     if "load" in data:
-        parts.append(_load(data))
+        parts.append(load(data))
     parts += [_goals(results), _reasons(results), _method(results)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -293,71 +271,6 @@ def _tiny(results: Results) -> str:
         f"## Under {TINY_MICROSECONDS:.0f} us\n\n"
         "Here nothing but launching nodes counts, and the same file differs from process to "
         f"process: differences to the bare nodes, in pairs of processes, median of {processes}.\n\n"
-        + table(header, rows)
-    )
-
-
-def _memory(results: Results) -> str:
-    names = [name for name in results.data["candidates"] if name != "true-masks"]
-    names = [name for name in names if name not in results.names("bound")]
-    rows: list[list[str]] = []
-    for entry in results.data["memory"]:
-        shown: list[str] = []
-        for name in names:
-            result = entry["results"].get(name)
-            if result is None:
-                shown.append("missing")
-            elif "bytes" in result:
-                shown.append(size(result["bytes"]))
-            else:
-                shown.append("-" if result.get("status", "cannot") == "cannot" else "failed")
-        rows.append([entry["name"], *shown])
-    header = ["cell", *(results.label(name) for name in names)]
-    return (
-        "## Memory\n\n"
-        "Growth of peak memory over the loaded and warmed process, beyond inputs and outputs; a "
-        "fresh process each. A dash: not run (it would take over 12 GB, or the "
-        "length is for ours only).\n\n" + table(header, rows)
-    )
-
-
-def _session(data: dict[str, Any]) -> str:
-    rows: list[list[str]] = []
-    added = session_adds(data)
-    for masks, found in data["session"]["run"].items():
-        bare, ours = (float(np.median([p[name] for p in found])) for name in ("bare", "ours"))
-        rows.append([f"masks={masks!r}", duration(bare), duration(ours), f"{added[masks]:+.1f} us"])
-    header = ("1x16x16x64", "InferenceSession.run", "AttentionSession.run", "added")
-    imports = [
-        [name, duration(float(np.median(found)) * 1e6)]
-        for name, found in data["session"]["imports"].items()
-    ]
-    return (
-        "## The session's own cost\n\n"
-        + table(header, rows)
-        + "\n\n"
-        + table(("import of", "median"), imports)
-        + f"\n\nImport ratio: {import_ratio(data):.2f}."
-    )
-
-
-def _load(data: dict[str, Any]) -> str:
-    rows = [
-        [
-            entry["name"],
-            str(entry["clients"]),
-            f"{entry['per_second']:,.0f}",
-            duration(entry["p50"]),
-            duration(entry["p99"]),
-            str(entry["errors"]),
-        ]
-        for entry in data["load"]
-    ]
-    header = ("cell", "clients", "requests per second", "p50", "p99", "errors")
-    return (
-        "## Load\n\n"
-        "Threads on one `AttentionSession`, each asking again as soon as it is answered "
-        f"(`onnx-attn bench --load`); {data['settings']['threads']} threads inside an operator.\n\n"
         + table(header, rows)
     )
 

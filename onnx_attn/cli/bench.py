@@ -152,8 +152,8 @@ def _write(path: Path, data: dict[str, Any]) -> None:
 
 def _show(data: dict[str, Any]) -> None:
     from ..bench.goals import goals
-    from ..bench.report import duration
     from ..bench.stats import Results
+    from ..bench.tables import duration
 
     results = Results(data)
     if results.cells:
