@@ -321,7 +321,7 @@ class _Generation:
         self._probe.resume()
         ratio = self._probe.ask({"do": "exchange", "threads": self._plan.threads})
         self._probe.pause()
-        return ratio
+        return round(ratio, 4)
 
     def _drop(self, name: str) -> None:
         running = self._workers[name]

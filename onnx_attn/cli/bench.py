@@ -144,7 +144,7 @@ def _write(path: Path, data: dict[str, Any]) -> None:
 
     page = path.with_suffix(".md")
     try:
-        path.write_text(json.dumps(data, indent=1) + "\n")
+        path.write_text(json.dumps(data, separators=(",", ":")) + "\n")
         page.write_text(tables(data))
     except OSError as error:
         raise ModelError(f"{error.filename} cannot be written: {error.strerror}") from error
