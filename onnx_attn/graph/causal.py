@@ -96,6 +96,7 @@ def causal_parts(op, steps, count, bias_of_all_keys=False):
         values = tensors.value
         if number < count - 1:
             values = rows(op, values, seen[number], "values_seen")
+            values.producer().name = f"values_seen__{LENGTHS}"
         parts.append(weighted(op, steps, scores, values, number))
     return joined(op, steps, parts)
 
@@ -116,9 +117,7 @@ def rows(op, tensor, positions, name):
 
     Gather, not Slice: it copies with all threads, each of them batch rows that it will need itself.
     """
-    taken = op.Gather(tensor, positions, axis=1, _outputs=[name])
-    taken.producer().name = f"{name}__{LENGTHS}"
-    return taken
+    return op.Gather(tensor, positions, axis=1, _outputs=[name])
 
 
 def masked_beside(op, steps, queries, beside, triangle, before=None):
