@@ -184,7 +184,7 @@ def test_reference_evaluator_runs_every_branch(
     evaluator = ReferenceEvaluator(model)
     rng = np.random.default_rng(3)
     for batch, queries, keys in SMALL_SHAPES:
-        for hidden in ("nothing", "tail", "front", "row"):
+        for hidden in ("nothing", "tail", "front", "row", "gap"):
             value_mask = np.ones((batch, keys), np.bool_)
             if hidden == "tail":
                 value_mask[0, keys // 2 :] = False
@@ -192,6 +192,8 @@ def test_reference_evaluator_runs_every_branch(
                 value_mask[-1, : keys // 2] = False
             elif hidden == "row":
                 value_mask[0] = False
+            elif hidden == "gap":
+                value_mask[0, 1:-1:2] = False
             if masks == "none" and hidden != "nothing":
                 continue
             case = Case(
@@ -325,21 +327,26 @@ def test_a_query_mask_alone_holds_in_every_form(causal: bool, length: int) -> No
 
 @pytest.mark.parametrize("rows", ["own", "shared", "whole"])
 @pytest.mark.parametrize("length", [303, 400, 697])
-def test_causal_parts_under_a_value_mask(length: int, rows: str, tmp_path: Path) -> None:
-    """Ragged rows with holes, one mask for all rows, or one bool a row; every query sees a key."""
+@pytest.mark.parametrize("causal", [False, True], ids=["rows", "causal parts"])
+def test_gaps_in_a_value_mask(causal: bool, length: int, rows: str, tmp_path: Path) -> None:
+    """Ragged rows, all but the last with gaps, one mask for all rows, or one bool a row.
+
+    Every query sees a key; so causal files go in parts, others in rows, which are told apart by
+    whether they have a gap.
+    """
     query = numbers(3, length, 8)
     shown = np.arange(length)[None] < [[length // 2], [length], [length - 1]]
-    shown[:, 5:90:7] = False
+    shown[:2, 5:90:7] = False
     if rows == "shared":
-        shown = shown[2:]
+        shown = shown[:1] | shown[1:2]
     elif rows == "whole":
         shown = np.array([[True], [True], [True]])
     feeds = {"query": query, "value": query, "key": query, "value_mask": shown}
-    model = model_of("dot", {"causal": True}, masks="value")
-    assert nodes_run(model, feeds, tmp_path)["Scan"] == 0
+    model = model_of("dot", {"causal": causal}, masks="value")
+    assert (nodes_run(model, feeds, tmp_path)["Scan"] == 0) == causal
     (output,) = raw(model).run(None, feeds)
     wanted, _ = attention(
-        query, query, query, value_mask=np.broadcast_to(shown, (3, length)), causal=True
+        query, query, query, value_mask=np.broadcast_to(shown, (3, length)), causal=causal
     )
     np.testing.assert_allclose(output, wanted, **TOLERANCE["float32"])
 
