@@ -10,11 +10,8 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from onnx_attn.bench.probes import import_seconds
-from onnx_attn.bench.suite import IMPORTS
+from onnx_attn.bench.suite import import_times
 
 PROCESSES = 8
 
@@ -85,13 +82,7 @@ def main() -> None:
     say(f"  InferenceSession.run {raw:.1f}, session.run {run:.1f}, session(...) {call:.1f}")
     say(f"  over the runtime's own: session.run {over_run:.1f}, session(...) {over_call:.1f}")
 
-    plain, ours = [], []
-    with TemporaryDirectory() as folder:
-        for statement in IMPORTS.values():
-            import_seconds(statement, Path(folder))
-        for _ in range(2 * PROCESSES):
-            for times, statement in zip((plain, ours), IMPORTS.values(), strict=True):
-                times.append(import_seconds(statement, Path(folder)))
+    plain, ours = import_times(2 * PROCESSES).values()
     a, b = statistics.median(plain), statistics.median(ours)
     say(f"import: numpy and onnxruntime {a * 1e3:.0f} ms, AttentionSession {b * 1e3:.0f} ms,")
     say(f"  ratio {b / a:.2f} (of the fastest of each: {min(ours) / min(plain):.2f})")

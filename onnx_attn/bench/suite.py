@@ -204,19 +204,25 @@ def _memory_of(
 def session(request: Request, progress: Progress) -> dict[str, Any]:
     """What the session adds to a run and to an import, a process each time."""
     run: dict[str, list[dict[str, float]]] = {"none": [], "both": []}
-    imports: dict[str, list[float]] = {name: [] for name in IMPORTS}
+    for _ in range(request.processes):
+        for masks, found in run.items():
+            asked = {"do": "session", "masks": masks, "threads": request.threads}
+            found.append(_ask_fresh(asked, request.threads))
+            progress(f"session, masks={masks}")
+    return {"run": run, "imports": import_times(request.processes, progress)}
+
+
+def import_times(count: int, progress: Progress = lambda _: None) -> dict[str, list[float]]:
+    """Seconds of each of IMPORTS, in turn, `count` times, with bytecode from a run before."""
+    times: dict[str, list[float]] = {name: [] for name in IMPORTS}
     with TemporaryDirectory() as folder:
         for statement in IMPORTS.values():
             import_seconds(statement, Path(folder))
-        for _ in range(request.processes):
-            for masks, found in run.items():
-                asked = {"do": "session", "masks": masks, "threads": request.threads}
-                found.append(_ask_fresh(asked, request.threads))
-                progress(f"session, masks={masks}")
+        for _ in range(count):
             for name, statement in IMPORTS.items():
-                imports[name].append(import_seconds(statement, Path(folder)))
+                times[name].append(import_seconds(statement, Path(folder)))
                 progress(f"import {name}")
-    return {"run": run, "imports": imports}
+    return times
 
 
 def load(request: Request, progress: Progress) -> list[dict[str, Any]]:
