@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 
-from onnx_attn.bench.suite import import_times
+from onnx_attn.bench.measure.suite import import_times
 
 PROCESSES = 8
 

@@ -8,8 +8,8 @@ from .errors import DeviceError, InputError, ModelError, OnnxAttnError
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .layer import AdditiveAttention, Attention
-    from .session import AttentionSession
+    from .layer.attention import AdditiveAttention, Attention
+    from .session.session import AttentionSession
 
 __all__ = [
     "AdditiveAttention",

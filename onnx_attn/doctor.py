@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from . import cuda
+from .device import cuda
+from .device.threads import affinity_cpus, available_threads, cgroup_cpus
 from .errors import OnnxAttnError
-from .session import AttentionSession
-from .threads import affinity_cpus, available_threads, cgroup_cpus
+from .session.session import AttentionSession
 from .version import __version__
 
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "numpy", "onnx", "onnxscript", "ml_dtypes")
@@ -107,7 +107,7 @@ def _versions() -> dict[str, str]:
 
 def _smallest_model(problems: list[Problem]) -> bytes | None:
     try:
-        from .layer import Attention
+        from .layer.attention import Attention
 
         return Attention().to_onnx().SerializeToString()
     except Exception as error:  # whatever a broken installation of onnx raises

@@ -15,14 +15,15 @@ import pytest
 from typer.testing import CliRunner
 
 from onnx_attn import InputError
-from onnx_attn.bench import cells, driver, suite
+from onnx_attn.bench import cells
 from onnx_attn.bench.candidates import Candidate, candidates, headline, schedules
 from onnx_attn.bench.cells import CELLS, QUICK_CELLS, Cell
-from onnx_attn.bench.driver import TOLERANCE, Plan, RefusedError, run_cells, worker
-from onnx_attn.bench.goals import goals
-from onnx_attn.bench.report import far_table, report
-from onnx_attn.bench.stats import Results
-from onnx_attn.bench.worker import timed
+from onnx_attn.bench.measure import suite, turns
+from onnx_attn.bench.measure.turns import TOLERANCE, Plan, RefusedError, run_cells, worker
+from onnx_attn.bench.measure.worker import timed
+from onnx_attn.bench.report.goals import goals
+from onnx_attn.bench.report.page import far_table, report
+from onnx_attn.bench.report.stats import Results
 from onnx_attn.cli import load_commands
 from onnx_attn.reference import attention
 
@@ -315,7 +316,7 @@ def test_turns_know_how_fast_cores_exchange_data() -> None:
 
 @pytest.mark.parametrize("far", [False, True])
 def test_rounds_follow_while_no_turn_was_near(far: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "is_far", lambda _: far)
+    monkeypatch.setattr(turns, "is_far", lambda _: far)
     measured = measure(PLAIN, names=["bare"], threads=2, processes=1, rounds=2)
     assert len(measured["cells"][0]["results"]["bare"]["turns"]) == (4 if far else 2)
 

@@ -16,14 +16,14 @@ import onnxruntime
 import pytest
 from onnx.backend.test.loader import load_model_tests
 
-from onnx_attn.catalogue import CATALOGUE, Entry, case_inputs, expected_outputs
-from onnx_attn.catalogue_files import build, differences, files_in
-from onnx_attn.catalogue_readme import NOT_YET, section
+from onnx_attn.catalogue.build import build, differences, files_in
+from onnx_attn.catalogue.entries import CATALOGUE, Entry, case_inputs, expected_outputs
+from onnx_attn.catalogue.readme import NOT_YET, section
 from onnx_attn.reference import raw_scores
-from onnx_attn.runtimes import RUNTIMES
-from onnx_attn.runtimes.python import OLDEST_ONNXRUNTIME, OPENVINO
-from onnx_attn.vectors import VectorSet, read_sets, read_tolerance
-from onnx_attn.verify import find_models, load_model
+from onnx_attn.verify.run import find_models, load_model
+from onnx_attn.verify.runtimes import RUNTIMES
+from onnx_attn.verify.runtimes.python import OLDEST_ONNXRUNTIME, OPENVINO
+from onnx_attn.verify.vectors import VectorSet, read_sets, read_tolerance
 from onnx_attn.version import __version__
 
 ROOT = Path(__file__).parent.parent
@@ -63,7 +63,7 @@ def test_a_fresh_build_has_no_differences(built: Path) -> None:
 
 def test_two_processes_write_the_same_bytes(built: Path, tmp_path: Path) -> None:
     program = (
-        "import sys, pathlib; from onnx_attn.catalogue_files import build; "
+        "import sys, pathlib; from onnx_attn.catalogue.build import build; "
         "build(pathlib.Path(sys.argv[1]), lambda name: None)"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "1"}

@@ -12,8 +12,8 @@ from rich.console import Console
 
 import onnx_attn
 from onnx_attn import InputError, OnnxAttnError
-from onnx_attn.demo import SCALE, Match, clear_matches, load_sample, matches, run_demo
-from onnx_attn.demo import sentence_similarity as similarity_of
+from onnx_attn.demo.show import SCALE, Match, clear_matches, load_sample, matches, run_demo
+from onnx_attn.demo.show import sentence_similarity as similarity_of
 from onnx_attn.plot import save_heatmap
 
 SAMPLE = Path(onnx_attn.__file__).parent / "data" / "text_similarity.npz"

@@ -19,8 +19,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from onnx_attn import Attention, AttentionSession, DeviceError, OnnxAttnError, cuda, device
-from onnx_attn.device import CPU, CUDA, Device, RuntimeOutput, runtime_output
+from onnx_attn import Attention, AttentionSession, DeviceError, OnnxAttnError
+from onnx_attn.device import cuda, start
+from onnx_attn.device.start import CPU, CUDA, Device, RuntimeOutput, runtime_output
 from onnx_attn.reference import attention
 
 RNG = np.random.default_rng(3)
@@ -40,7 +41,7 @@ def model() -> bytes:
 @pytest.fixture
 def fresh_log(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a new process, where nothing has been said yet."""
-    monkeypatch.setattr(device, "_said", set())
+    monkeypatch.setattr(start, "_said", set())
 
 
 @without_gpu
@@ -224,7 +225,7 @@ def test_two_wheels_are_found_by_their_metadata(tmp_path: Path) -> None:
         (folder / "RECORD").write_text("onnxruntime/__init__.py,,\n")
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-        "from onnx_attn import cuda; print(cuda.clashing_wheels())"
+        "from onnx_attn.device import cuda; print(cuda.clashing_wheels())"
     )
     said = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -12,8 +12,9 @@ import onnxruntime
 import pytest
 from typer.testing import CliRunner
 
-from onnx_attn import cuda, doctor
+from onnx_attn import doctor
 from onnx_attn.cli import load_commands
+from onnx_attn.device import cuda
 
 GPU_EXPECTED = os.environ.get("ONNX_ATTN_TEST_DEVICE") == "cuda"
 

@@ -10,11 +10,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from onnx_attn.catalogue_readme import section
-from onnx_attn.runtimes import RUNTIMES
-from onnx_attn.runtimes.base import Feed, RuntimeMissingError, Task
-from onnx_attn.runtimes.environments import python_with
-from onnx_attn.verify import Verification, find_models, load_model, verify
+from onnx_attn.catalogue.readme import section
+from onnx_attn.verify.run import Verification, find_models, load_model, verify
+from onnx_attn.verify.runtimes import RUNTIMES
+from onnx_attn.verify.runtimes.environments import python_with
+from onnx_attn.verify.runtimes.runtime import Feed, RuntimeMissingError, Task
 
 pytestmark = pytest.mark.runtimes
 

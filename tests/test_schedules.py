@@ -27,7 +27,7 @@ from test_golden import CALLS, FILE_CASES, compare, feeds_of, load
 from test_golden import make_layer as golden_layer
 
 from onnx_attn import AttentionSession
-from onnx_attn.graph import thresholds
+from onnx_attn.graph.schedules import thresholds
 from onnx_attn.reference import attention
 
 SHRUNK = {

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from onnx_attn import Attention, AttentionSession, threads
-from onnx_attn.threads import affinity_cpus, available_threads, cgroup_cpus
+from onnx_attn import Attention, AttentionSession
+from onnx_attn.device import threads
+from onnx_attn.device.threads import affinity_cpus, available_threads, cgroup_cpus
 
 
 def tree(root: Path, files: dict[str, str]) -> Path:
@@ -105,7 +106,7 @@ def test_affinity_of_a_real_process() -> None:
     one = min(os.sched_getaffinity(0))
     code = (
         f"import os; os.sched_setaffinity(0, [{one}])\n"
-        "from onnx_attn.threads import available_threads; print(available_threads())"
+        "from onnx_attn.device.threads import available_threads; print(available_threads())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "1"

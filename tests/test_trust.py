@@ -12,7 +12,7 @@ import pytest
 
 from onnx_attn import Attention, AttentionSession, InputError, ModelError
 from onnx_attn.configuration import FORMAT_KEY
-from onnx_attn.model_bytes import external_files, metadata_of, weight_shape
+from onnx_attn.file.protobuf import external_files, metadata_of, weight_shape
 
 QUERY = np.ones((1, 2, 3), np.float32)
 SCALED = Attention(use_scale=True)

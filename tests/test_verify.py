@@ -18,18 +18,18 @@ from onnx import numpy_helper
 from typer.testing import CliRunner
 
 from onnx_attn import Attention, OnnxAttnError
-from onnx_attn.catalogue import CATALOGUE
-from onnx_attn.catalogue_files import entry_files
+from onnx_attn.catalogue.build import entry_files
+from onnx_attn.catalogue.entries import CATALOGUE
 from onnx_attn.cli import load_commands
 from onnx_attn.configuration import LayerConfig
-from onnx_attn.judge import compare, judge, judge_draws
-from onnx_attn.runtimes import RUNTIMES
-from onnx_attn.runtimes.base import Answer, Feed, RuntimeMissingError, Task
-from onnx_attn.runtimes.children import run_children
-from onnx_attn.runtimes.python import CHILD
-from onnx_attn.vectors import Tolerance, read_sets, set_files
-from onnx_attn.verify import load_model, verify
-from onnx_attn.verify_report import results_markdown, versions_markdown
+from onnx_attn.verify.judge import compare, judge, judge_draws
+from onnx_attn.verify.report import results_markdown, versions_markdown
+from onnx_attn.verify.run import load_model, verify
+from onnx_attn.verify.runtimes import RUNTIMES
+from onnx_attn.verify.runtimes.children import run_children
+from onnx_attn.verify.runtimes.python import CHILD
+from onnx_attn.verify.runtimes.runtime import Answer, Feed, RuntimeMissingError, Task
+from onnx_attn.verify.vectors import Tolerance, read_sets, set_files
 from onnx_attn.version import __version__
 
 MODELS = Path(__file__).parent.parent / "models"

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from onnx_attn import Attention, AttentionSession, InputError, ModelError
-from onnx_attn.files import write_file
+from onnx_attn.file.disk import write_file
 
 OLD, NEW = Attention(), Attention(use_scale=True, causal=True)
 

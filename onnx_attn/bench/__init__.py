@@ -1,5 +1,5 @@
 """The benchmark, `onnx-attn bench`: cells x candidates, results checked before they are timed.
 
-`cells` says what is computed, `candidates` and `peers` who computes it, `worker` is the process a
-candidate runs in, `driver` lets the workers take turns, `report` writes the tables.
+`cells` says what is computed, `candidates` and `peers` who computes it. In `measure` a `worker` is
+the process a candidate runs in and `turns` lets the workers take turns; `report` writes the tables.
 """

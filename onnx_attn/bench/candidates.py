@@ -74,7 +74,7 @@ def headline() -> str:
 
 def our_model(cell: Cell, schedule: str, *, no_mask_given: bool = False) -> bytes:
     """The file a user would export for `cell`; with `no_mask_given` one that takes both masks."""
-    from ..layer import Attention
+    from ..layer.attention import Attention
 
     masks = "none" if cell.padding == "none" else "value"
     model = Attention(causal=cell.causal).to_onnx(
@@ -89,7 +89,7 @@ def ours(schedule: str, *, no_mask_given: bool = False) -> Prepare:
     """Our file in ONNX Runtime, through our session's settings, without the session's checks."""
 
     def prepare(cell: Cell, tensors: dict[str, Array], threads: int) -> Prepared:
-        from ..session import AttentionSession
+        from ..session.session import AttentionSession
 
         if no_mask_given and cell.padding != "none":
             raise CannotError("the cell has a mask of its own")

@@ -77,10 +77,10 @@ def bench(
     Every candidate runs in its own process and takes turns with the others; its results are
     checked before they are timed. Ends with code 1 if one of our own files is wrong.
     """
-    from ..bench import suite
-    from ..bench.report import report as tables
-    from ..bench.report import short as short_table
-    from ..threads import available_threads
+    from ..bench.measure import suite
+    from ..bench.report.page import report as tables
+    from ..bench.report.page import short as short_table
+    from ..device.threads import available_threads
 
     if report is not None:
         data = suite.read(report)
@@ -119,7 +119,7 @@ def bench(
 
 
 def _measure(request: Any, output: Path | None) -> dict[str, Any]:
-    from ..bench import suite
+    from ..bench.measure import suite
 
     columns = (
         SpinnerColumn(),
@@ -140,7 +140,7 @@ def _measure(request: Any, output: Path | None) -> dict[str, Any]:
 
 
 def _write(path: Path, data: dict[str, Any]) -> None:
-    from ..bench.report import report as tables
+    from ..bench.report.page import report as tables
 
     page = path.with_suffix(".md")
     try:
@@ -151,9 +151,9 @@ def _write(path: Path, data: dict[str, Any]) -> None:
 
 
 def _show(data: dict[str, Any]) -> None:
-    from ..bench.goals import goals
-    from ..bench.stats import Results
-    from ..bench.tables import duration
+    from ..bench.report.goals import goals
+    from ..bench.report.stats import Results
+    from ..bench.report.tables import duration
 
     results = Results(data)
     if results.cells:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..demo import run_demo
+from ..demo.show import run_demo
 from .app import command, console
 
 

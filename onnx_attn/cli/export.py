@@ -154,7 +154,7 @@ def export(
     elif config is not None:
         raise InputError("--config goes with --from-keras")
     else:
-        from ..layer import AdditiveAttention, Attention
+        from ..layer.attention import AdditiveAttention, Attention
 
         common: dict[str, Any] = {
             "causal": causal,
@@ -209,6 +209,6 @@ def _numbers(text: str) -> Any:
     try:
         return float(text)
     except ValueError:
-        from .arrays import read_npy
+        from .npz import read_npy
 
         return np.asarray(read_npy(Path(text)))

@@ -28,7 +28,7 @@ def inspect(
     ] = None,
 ) -> None:
     """Show what a file takes, gives and holds."""
-    from ..inspection import describe_file, is_keras_file
+    from ..file.inspection import describe_file, is_keras_file
 
     if is_keras_file(file):
         from ..keras import describe_layers

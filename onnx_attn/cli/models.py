@@ -23,8 +23,8 @@ Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of the c
 @command("build", "onnx-attn models build models", group=models)
 def build(folder: Folder) -> None:
     """Write the catalogue: models, test vectors, checksums and README."""
-    from ..catalogue import CATALOGUE
-    from ..catalogue_files import build
+    from ..catalogue.build import build
+    from ..catalogue.entries import CATALOGUE
 
     with _progress(len(CATALOGUE)) as report:
         build(folder, report)
@@ -34,8 +34,8 @@ def build(folder: Folder) -> None:
 @command("check", "onnx-attn models check models", group=models)
 def check(folder: Folder) -> None:
     """Whether DIR is what build would write: all by byte, expected outputs by tolerance."""
-    from ..catalogue import CATALOGUE
-    from ..catalogue_files import differences
+    from ..catalogue.build import differences
+    from ..catalogue.entries import CATALOGUE
 
     with _progress(len(CATALOGUE)) as report:
         found = differences(folder, report)

@@ -9,11 +9,11 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from ..checks import Array
 from ..errors import InputError
-from ..session import AttentionSession
+from ..session.feeds import Array
+from ..session.session import AttentionSession
 from .app import command, console
-from .arrays import read_npy, read_npz, write_npz
+from .npz import read_npy, read_npz, write_npz
 
 
 @command(

@@ -17,7 +17,7 @@ from ..errors import InputError, ModelError, OnnxAttnError
 from .app import command, console
 
 if TYPE_CHECKING:
-    from ..verify import Verification
+    from ..verify.run import Verification
 
 ALL = "all"
 DEFAULT = ("onnxruntime", "reference")
@@ -62,9 +62,9 @@ def verify(
     Exit code 0: all within tolerance. 1: a number is off, or a runtime fails on a file. 2: files
     are missing, damaged or not those of SHA256SUMS, or a runtime asked for by name is not there.
     """
-    from ..runtimes import RUNTIMES
-    from ..verify import find_models, load_model, to_json
-    from ..verify import verify as run
+    from ..verify.run import find_models, load_model, to_json
+    from ..verify.run import verify as run
+    from ..verify.runtimes import RUNTIMES
 
     names = list(runtime or DEFAULT)
     for name in names:
@@ -105,8 +105,8 @@ def _table_file(paths: Sequence[Path], names: Sequence[str]) -> Path:
 
 
 def _write(file: Path, result: Verification) -> None:
-    from ..catalogue_readme import section, with_section
-    from ..verify_report import results_markdown, versions_markdown
+    from ..catalogue.readme import section, with_section
+    from ..verify.report import results_markdown, versions_markdown
 
     try:
         text = file.read_text()
@@ -118,7 +118,7 @@ def _write(file: Path, result: Verification) -> None:
 
 
 def _show(result: Verification) -> None:
-    from ..verify_report import make_table
+    from ..verify.report import make_table
 
     made = make_table(result)
     table = Table(box=None, header_style="bold")

@@ -1,6 +1,6 @@
 """The layer in onnxscript: formulas, steps, schedules, and the model they make."""
 
-from .functions import (
+from .formulas import (
     additive_scores,
     causal_bias,
     dot_product_attention,

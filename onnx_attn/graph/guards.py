@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .pieces import Steps
+from .steps import Steps
 
 BATCHES = "batches_and_masks_must_fit_the_query"
 LENGTHS = "key_and_value_must_have_the_same_length"

@@ -11,11 +11,11 @@ from onnx_ir.passes import common as passes
 from onnxscript import GraphBuilder, optimizer
 
 from ..configuration import IR_OF_OPSET, ExportOptions, LayerConfig, TensorSpec, contract
-from .auto import auto
-from .dense import dense
-from .fused import DOMAIN, fused
-from .pieces import Steps, Tensors
-from .tiled import tiled
+from .schedules.auto import auto
+from .schedules.dense import dense
+from .schedules.fused import DOMAIN, fused
+from .schedules.tiled import tiled
+from .steps import Steps, Tensors
 
 SCHEDULES: Mapping[str, Callable[..., tuple[ir.Value, ...]]] = {
     "auto": auto,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from ..errors import InputError, ModelError
-from ..layer import AdditiveAttention, Attention
+from ..layer.attention import AdditiveAttention, Attention
 from .files import SavedAttention, read_saved
 from .model_config import ATTENTION_CLASSES, FoundLayer
 from .objects import KERAS_MODULES

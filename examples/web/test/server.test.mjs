@@ -45,7 +45,7 @@ test("the page, the models and the sample are served, with their types", async (
 
 test("nothing else is", async () => {
   for (const path of [
-    "/pyproject.toml", "/.git/HEAD", "/examples/node/package.json", "/onnx_attn/layer.py",
+    "/pyproject.toml", "/.git/HEAD", "/examples/node/package.json", "/onnx_attn/layer/attention.py",
     "/models/../pyproject.toml", "/models/%2e%2e/pyproject.toml", "/models/..%2fpyproject.toml",
     "/examples/web/..%2f..%2fpyproject.toml", "/models/", "/models/no_such_model/model.onnx", "//etc/passwd",
   ]) {

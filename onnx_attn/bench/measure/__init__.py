@@ -1,0 +1,1 @@
+"""Workers that take turns, each timing one candidate in a process of its own."""

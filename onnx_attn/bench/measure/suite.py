@@ -1,0 +1,265 @@
+"""The parts of a benchmark run and the results they make, as one JSON-ready dict."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ...errors import DeviceError, InputError
+from ..candidates import Candidate, candidates, find, headline
+from ..cells import CELLS, QUICK_CELLS, Cell
+from . import machine
+from .probes import import_seconds
+from .turns import CAN_PAUSE, TOLERANCE, Plan, Progress, RefusedError, run_cells, worker
+
+FORMAT = 1
+PARTS = ("cells", "memory", "session", "load")
+CLIENTS = (1, 2, 4, 8)
+IMPORTS = {
+    "numpy and onnxruntime": "import numpy, onnxruntime",
+    "with AttentionSession": "import numpy, onnxruntime; from onnx_attn import AttentionSession",
+}
+LOAD_CELLS = (Cell("plain", 1, 16, 16, 64), Cell("plain", 1, 512, 512, 64))
+MEMORY_LENGTHS = (4096, 16384, 65536)
+QUICK_MEMORY_LENGTHS = (512, 1024)
+# Longer ones are for our files alone: a minute of arithmetic for each candidate.
+LONGEST_FOR_PEERS = 16384
+# A candidate whose memory grows with T squared is not sent to lengths where that is more.
+TOO_MUCH_MEMORY = 12 << 30
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a run shall measure, and how thoroughly."""
+
+    parts: Sequence[str] = PARTS
+    cells: Sequence[Cell] = CELLS
+    candidates: Sequence[Candidate] = ()
+    threads: int = 1
+    quick: bool = False
+    processes: int = 8
+    rounds: int = 3
+    seconds: float = 0.1
+    load_seconds: float = 3.0
+
+    def plan(self) -> Plan:
+        """The cells' part, with the candidates that are here."""
+        here = [candidate for candidate in self.candidates if candidate.missing is None]
+        return Plan(self.cells, here, self.threads, self.processes, 2, self.rounds, self.seconds)
+
+    def memory_cells(self) -> list[Cell]:
+        """1 x T x T x 64, plain and causal."""
+        lengths = QUICK_MEMORY_LENGTHS if self.quick else MEMORY_LENGTHS
+        return [
+            Cell("causal" if causal else "plain", 1, length, length, 64, causal=causal)
+            for causal in (False, True)
+            for length in lengths
+        ]
+
+    def memory_candidates(self) -> list[Candidate]:
+        """All that compute a result, but one of our files once."""
+        return [
+            candidate
+            for candidate in self.plan().candidates
+            if candidate.kind != "bound" and candidate.name != "true-masks"
+        ]
+
+    @property
+    def steps(self) -> int:
+        """Steps in all, for a progress bar."""
+        counts = {
+            "cells": self.plan().steps,
+            "memory": len(self.memory_cells()) * len(self.memory_candidates()),
+            "session": self.processes * (2 + len(IMPORTS)),
+            "load": len(LOAD_CELLS) * len(CLIENTS),
+        }
+        return sum(counts[part] for part in self.parts)
+
+
+def choose_cells(wanted: Sequence[str], *, quick: bool) -> list[Cell]:
+    """The cells whose names contain one of `wanted`; all for none. Raises InputError for none."""
+    known = QUICK_CELLS if quick else CELLS
+    chosen = [cell for cell in known if not wanted or any(word in cell.name for word in wanted)]
+    if not chosen:
+        names = ", ".join(cell.name for cell in known)
+        raise InputError(f"no cell is named like {', '.join(wanted)}; cells: {names}")
+    return chosen
+
+
+def choose_candidates(wanted: Sequence[str]) -> list[Candidate]:
+    """The candidates called `wanted`, all for none. Raises InputError for an unknown name."""
+    return [find(name) for name in wanted] if wanted else list(candidates().values())
+
+
+def run(
+    request: Request,
+    progress: Progress,
+    keep: Callable[[dict[str, Any]], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Measure the parts asked for, in order; `progress` is told each step.
+
+    `keep` is given the results so far after each part, and of cells after each generation: a long
+    run that is cut off leaves those.
+
+    Raises DeviceError on Windows, whose pipes cannot be waited for with a time limit.
+    """
+    if os.name == "nt":
+        raise DeviceError("onnx-attn bench runs on Linux and macOS; received Windows")
+    results: dict[str, Any] = {
+        "format": FORMAT,
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine.describe(),
+        "versions": machine.versions(),
+        "settings": {
+            "threads": request.threads,
+            "quick": request.quick,
+            "processes": request.plan().processes,
+            "big_processes": request.plan().big_processes,
+            "rounds": request.rounds,
+            "seconds": request.seconds,
+            "tolerance": TOLERANCE,
+            "others_paused": CAN_PAUSE,
+            "headline": headline(),
+        },
+        "candidates": {
+            candidate.name: {
+                "label": candidate.label,
+                "kind": candidate.kind,
+                "missing": candidate.missing,
+            }
+            for candidate in request.candidates
+        },
+        "took_seconds": {},
+    }
+
+    def cells(request: Request, progress: Progress) -> list[dict[str, Any]]:
+        return run_cells(request.plan(), progress, lambda found: keep(results | {"cells": found}))
+
+    parts: dict[str, Callable[[Request, Progress], Any]] = {
+        "cells": cells,
+        "memory": memory,
+        "session": session,
+        "load": load,
+    }
+    for part in request.parts:
+        start = time.monotonic()
+        results[part] = parts[part](request, progress)
+        results["took_seconds"][part] = round(time.monotonic() - start, 1)
+        keep(results)
+    return results
+
+
+def _ask_fresh(request: dict[str, Any], threads: int) -> Any:
+    with worker(threads) as fresh:
+        return fresh.ask(request)
+
+
+def memory(request: Request, progress: Progress) -> list[dict[str, Any]]:
+    """Peak memory of each candidate at growing lengths, a fresh process each."""
+    measured: list[dict[str, Any]] = []
+    for cell in request.memory_cells():
+        entry: dict[str, Any] = {"name": cell.name, **asdict(cell), "results": {}}
+        for candidate in request.memory_candidates():
+            entry["results"][candidate.name] = _memory_of(candidate, cell, measured, request)
+            progress(f"memory, {cell.name}: {candidate.label}")
+        measured.append(entry)
+    return measured
+
+
+def _memory_of(
+    candidate: Candidate, cell: Cell, measured: Sequence[dict[str, Any]], request: Request
+) -> dict[str, Any]:
+    if candidate.kind != "ours" and cell.Tq > LONGEST_FOR_PEERS:
+        return {"left_out": "not run: only ours are measured at this length"}
+    shorter = [entry for entry in measured if entry["causal"] == cell.causal]
+    if shorter:
+        last = shorter[-1]
+        grown = last["results"][candidate.name]
+        if "bytes" not in grown:
+            return {"left_out": "not run: it failed or was left out at a shorter length"}
+        ratio = cell.Tq / last["Tq"]
+        squared = grown["bytes"] * ratio**2
+        is_square = grown["bytes"] > 4 * last["Tq"] ** 2 * 0.9
+        if is_square and squared > TOO_MUCH_MEMORY:
+            return {"left_out": f"not run: would take some {squared / 2**30:.0f} GB"}
+    asked = {
+        "do": "memory",
+        "candidate": candidate.name,
+        "cell": asdict(cell),
+        "threads": request.threads,
+    }
+    try:
+        return _ask_fresh(asked, request.threads)
+    except RefusedError as refused:
+        return {"status": refused.status, "left_out": str(refused)}
+
+
+def session(request: Request, progress: Progress) -> dict[str, Any]:
+    """What the session adds to a run and to an import, a process each time."""
+    run: dict[str, list[dict[str, float]]] = {"none": [], "both": []}
+    for _ in range(request.processes):
+        for masks, found in run.items():
+            asked = {"do": "session", "masks": masks, "threads": request.threads}
+            found.append(_ask_fresh(asked, request.threads))
+            progress(f"session, masks={masks}")
+    return {"run": run, "imports": import_times(request.processes, progress)}
+
+
+def import_times(count: int, progress: Progress = lambda _: None) -> dict[str, list[float]]:
+    """Seconds of each of IMPORTS, in turn, `count` times, with bytecode from a run before."""
+    times: dict[str, list[float]] = {name: [] for name in IMPORTS}
+    with TemporaryDirectory() as folder:
+        for statement in IMPORTS.values():
+            import_seconds(statement, Path(folder))
+        for _ in range(count):
+            for name, statement in IMPORTS.items():
+                times[name].append(import_seconds(statement, Path(folder)))
+                progress(f"import {name}")
+    return times
+
+
+def load(request: Request, progress: Progress) -> list[dict[str, Any]]:
+    """1, 2, 4 and 8 clients on one session in a closed loop."""
+    measured: list[dict[str, Any]] = []
+    for cell in LOAD_CELLS:
+        for clients in CLIENTS:
+            asked = {
+                "do": "load",
+                "cell": asdict(cell),
+                "clients": clients,
+                "seconds": request.load_seconds,
+                "threads": request.threads,
+            }
+            found = _ask_fresh(asked, request.threads)
+            measured.append({"name": cell.name, **found})
+            progress(f"load, {cell.name}: {clients} clients")
+    return measured
+
+
+def wrong_results(results: dict[str, Any]) -> list[str]:
+    """Cells in which one of our own files failed or gave other numbers than the reference."""
+    return [
+        f"{cell['name']}: {results['candidates'][name]['label']}: {result['reason']}"
+        for cell in results.get("cells", [])
+        for name, result in cell["results"].items()
+        if results["candidates"][name]["kind"] == "ours"
+        and result["status"] in ("differs", "failed")
+    ]
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Results that a run wrote. Raises InputError for a file that holds none."""
+    try:
+        results = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} holds no results of `onnx-attn bench`: {error}") from error
+    if not isinstance(results, dict) or results.get("format") != FORMAT:  # pyright: ignore[reportUnknownMemberType]
+        raise InputError(f"{path} holds no results of `onnx-attn bench` in format {FORMAT}")
+    return results  # pyright: ignore[reportUnknownVariableType]

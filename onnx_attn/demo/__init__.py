@@ -1,0 +1,1 @@
+"""The tour that `onnx-attn demo` gives."""

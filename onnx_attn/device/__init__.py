@@ -1,0 +1,1 @@
+"""Where a session runs: the device asked for, CUDA libraries, threads."""

@@ -1,0 +1,1 @@
+"""How the score matrix is walked: one module for each value of `schedule=`."""

@@ -1,0 +1,5 @@
+"""A file in ONNX Runtime: arrays in, arrays out."""
+
+from .session import AttentionSession
+
+__all__ = ["AttentionSession"]

@@ -1,0 +1,1 @@
+"""Models held against their test vectors, in one runtime or many."""
