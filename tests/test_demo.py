@@ -12,8 +12,10 @@ from rich.console import Console
 
 import onnx_attn
 from onnx_attn import InputError, OnnxAttnError
-from onnx_attn.demo.show import SCALE, Match, clear_matches, load_sample, matches, run_demo
-from onnx_attn.demo.show import sentence_similarity as similarity_of
+from onnx_attn.demo.matching import Match, clear_matches, matches
+from onnx_attn.demo.matching import sentence_similarity as similarity_of
+from onnx_attn.demo.sample import load_sample
+from onnx_attn.demo.show import SCALE, run_demo
 from onnx_attn.plot import save_heatmap
 
 SAMPLE = Path(onnx_attn.__file__).parent / "data" / "text_similarity.npz"
@@ -116,8 +118,8 @@ class TestFiles:
     def test_are_the_ones_named(self, demo):
         directory, lines = demo
         assert sorted(path.name for path in directory.iterdir()) == sorted(FILES)
-        place = lines.index(f"In {directory.resolve()}:")
-        assert [line.strip() for line in lines[place + 1 : place + 6]] == FILES
+        place = lines.index(f"Wrote, in {directory.resolve()}:")
+        assert [line.split()[0] for line in lines[place + 1 :]] == FILES
 
     def test_pictures_are_png(self, demo):
         for name in FILES:
@@ -180,21 +182,19 @@ class TestMasks:
     def test_the_claims_are_printed(self, demo):
         got = archive(demo[0] / "text_similarity_batch.npz")
         text = flowing(demo[1])
-        assert "value_mask: the largest weight on padding is exactly 0 in the whole batch" in text
-        assert "query_mask: the largest output of a padded query row is exactly 0." in text
+        assert "value_mask: the largest weight on padding is exactly 0;" in text
+        assert "query_mask: the largest output of a padded query row is exactly 0;" in text
         everything = np.ones_like(got["query_mask"]), np.ones_like(got["value_mask"])
         _, unmasked = attention(got["query"], got["value"], *everything)
         drawn = (unmasked * ~got["value_mask"][:, None, :]).sum(-1)[got["query_mask"]].max()
         assert drawn > 0.2
         assert f"padding would draw up to {drawn:.2f} of a word's attention" in text
-        differ = re.search(r"in the batch and alone is (?:exactly )?(\S+)\.( |$)", text)
-        assert differ
-        assert float(differ[1]) < 1e-6
 
 
 class TestWhatIsShown:
-    def test_fits_80_columns(self, demo):
+    def test_fits_40_lines_of_80_columns(self, demo):
         directory, lines = demo
+        assert len(lines) <= 40
         assert max(len(line) for line in lines if str(directory) not in line) <= 80
         assert not any("…" in line for line in lines)
 
@@ -208,22 +208,6 @@ class TestWhatIsShown:
         ):
             weights = [f"{weight:.2f}" for weight in row]
             assert line.split() == [word, *weights, seen[row.argmax()]]
-
-    def test_padded_heatmap_tells_zero_from_rounded_zero(self, demo):
-        directory, lines = demo
-        got = archive(directory / "text_similarity_batch.npz")
-        top = next(i for i, line in enumerate(lines) if "[PAD]" in line and "looks at" in line)
-        seen = lines[top].split()[:-2]
-        (pair,) = np.flatnonzero((got["value_tokens"] == seen).all(1))
-        for line, row, real in zip(
-            lines[top + 1 :],
-            got["attention_scores"][pair],
-            got["query_mask"][pair],
-            strict=False,
-        ):
-            cells = line.split()[1 : 1 + len(seen)]
-            assert cells == ["0" if weight == 0 else f"{weight:.2f}" for weight in row]
-            assert line.rstrip().endswith("(output 0)") != real
 
     def test_words_find_each_other(self, demo):
         got = archive(demo[0] / "text_similarity_pair.npz")
@@ -255,7 +239,7 @@ class TestWhatIsShown:
             for text, value in zip(load_sample().query_text, expected, strict=True)
         }
         for text, value in shown.items():
-            assert any(re.match(rf"{text} .* {re.escape(value)}$", line) for line in lines), text
+            assert any(line.startswith(f"  {value}  {text} / ") for line in lines), text
         # The pair with nothing in common comes last, by far.
         assert expected.index(min(expected)) == len(expected) - 1
         assert sorted(expected)[1] - min(expected) > 0.2
@@ -302,6 +286,11 @@ class TestBadInput:
         with pytest.raises(InputError, match=r"scores: expected .*\[Tq, Tv\].*received"):
             save_heatmap(np.zeros(shape), tmp_path / "x.png")
 
+    @pytest.mark.parametrize("name", ["query_mask", "value_mask"])
+    def test_masks_of_another_length(self, tmp_path, name):
+        with pytest.raises(InputError, match=rf"{name}: expected 2 .*received 3"):
+            save_heatmap(np.zeros((2, 2)), tmp_path / "x.png", **{name: np.ones(3, bool)})
+
     @pytest.mark.parametrize("name", ["query_labels", "value_labels"])
     def test_labels_of_another_length(self, tmp_path, name):
         with pytest.raises(InputError, match=rf"{name}: expected 2 .*received 3"):
@@ -331,6 +320,20 @@ class TestPlot:
         )
         drawn = set(re.findall(r"<!-- (.*?) -->", path.read_text()))
         assert {"puppy", "[PAD]", "dog", "couch", "a title", "0.25", "0.75", "1.00", "0"} <= drawn
+
+    def test_hidden_words_are_striped(self, tmp_path):
+        scores = np.full((3, 2), 0.5)
+        plain = save_heatmap(scores, tmp_path / "plain.svg").read_text()
+        assert "pattern id" not in plain
+        assert "output 0" not in plain
+        masked = save_heatmap(
+            scores,
+            tmp_path / "masked.svg",
+            query_mask=np.array([True, False, False]),
+            value_mask=np.array([False, True]),
+        ).read_text()
+        assert masked.count("<!-- output 0 -->") == 2
+        assert masked.count("fill: url(#") == 3
 
     def test_many_positions_are_drawn_without_numbers(self, tmp_path):
         scores = np.full((300, 200), 1 / 200)
