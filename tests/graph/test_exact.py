@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
-from strategies import TOLERANCE, Case, cases
 
 from onnx_attn import AdditiveAttention, Attention, AttentionSession
 from onnx_attn.reference import attention
+from strategies import TOLERANCE, Case, cases
 
 SESSIONS: dict[Any, Any] = {}
 MODES = ("dot", "concat", "additive")

@@ -27,7 +27,7 @@ from onnx_attn.keras import (
     split_spec,
 )
 
-FILES = Path(__file__).parent / "keras_files"
+FILES = Path(__file__).parent / "files"
 GOLDEN = FILES / "golden"
 
 with tarfile.open(FILES / "saved.tar.xz") as archive:

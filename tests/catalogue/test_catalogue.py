@@ -26,7 +26,7 @@ from onnx_attn.verify.runtimes.python import OLDEST_ONNXRUNTIME, OPENVINO
 from onnx_attn.verify.vectors import VectorSet, read_sets, read_tolerance
 from onnx_attn.version import __version__
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "models"
 NAMES = [entry.name for entry in CATALOGUE]
 

@@ -10,7 +10,6 @@ import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from strategies import Case, cases
 from test_exact import close
 from test_schedules import (
     GOOD,
@@ -29,6 +28,7 @@ from test_schedules import (
 )
 
 from onnx_attn import AdditiveAttention, Attention, AttentionSession, InputError
+from strategies import Case, cases
 
 OPERATOR = "MultiHeadAttention"
 

@@ -7,9 +7,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import mutations
 import numpy as np
 import pytest
+
+import mutations
 
 A_FILE = 5.0  # seconds; one takes some milliseconds, a file that hangs takes for ever
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from generated_calls import FLOATS, Call, check, damage, good_call, legal
 from typer.testing import CliRunner
 
+from generated_calls import FLOATS, Call, check, damage, good_call, legal
 from onnx_attn import Attention, AttentionSession, InputError, OnnxAttnError
 from onnx_attn.cli import load_commands
 

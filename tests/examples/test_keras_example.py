@@ -13,7 +13,7 @@ import pytest
 from onnx_attn import AttentionSession
 from onnx_attn.keras import export_from_keras, load_layers
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "keras"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "keras"
 SAVED = EXAMPLE / "saved"
 
 

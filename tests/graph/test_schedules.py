@@ -20,7 +20,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
-from strategies import TOLERANCE, Case, cases
 from test_exact import MODES, close, make_layer, weights_for
 from test_file import nodes_of
 from test_golden import CALLS, FILE_CASES, compare, feeds_of, load
@@ -29,6 +28,7 @@ from test_golden import make_layer as golden_layer
 from onnx_attn import AttentionSession
 from onnx_attn.graph.schedules import thresholds
 from onnx_attn.reference import attention
+from strategies import TOLERANCE, Case, cases
 
 SHRUNK = {
     "SMALL_QUERY": 12,

@@ -32,7 +32,7 @@ from onnx_attn.verify.runtimes.runtime import Answer, Feed, RuntimeMissingError,
 from onnx_attn.verify.vectors import Tolerance, read_sets, set_files
 from onnx_attn.version import __version__
 
-MODELS = Path(__file__).parent.parent / "models"
+MODELS = Path(__file__).parents[2] / "models"
 FLOAT32 = Tolerance(1e-5, 2e-6)
 
 

@@ -109,7 +109,7 @@ class TestSample:
         about = load_sample().about
         assert about["embeddings_licence"] == "Apache-2.0"
         assert "all-MiniLM-L6-v2" in about["embeddings"]
-        notice = (Path(__file__).parents[1] / "NOTICE").read_text()
+        notice = (Path(__file__).parents[2] / "NOTICE").read_text()
         assert "all-MiniLM-L6-v2" in notice
         assert all(digest in notice for digest in about["sha256"].values())
 

@@ -208,7 +208,7 @@ def test_errors_are_one_clear_line(
     assert not Path("a.onnx").exists()
 
 
-SAVED = Path(__file__).parent / "keras_files" / "golden" / "keras3151.keras"
+SAVED = Path(__file__).parents[1] / "keras" / "files" / "golden" / "keras3151.keras"
 
 
 def test_export_from_a_saved_keras_model(tmp_path: Path) -> None:

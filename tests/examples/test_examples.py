@@ -15,7 +15,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 MODELS = ROOT / "models"
 PYTHON_EXAMPLE = EXAMPLES / "python" / "attention.py"

@@ -13,7 +13,7 @@ import numpy as np
 from onnx_attn import Attention, AttentionSession, OnnxAttnError
 from onnx_attn.configuration import Schedule
 
-MODELS = Path(__file__).parent.parent / "models"
+MODELS = Path(__file__).parents[2] / "models"
 # Answers of the child: what came of one file. Anything else, or no answer, is a failure.
 RAN, REFUSED = "ran", "refused"
 

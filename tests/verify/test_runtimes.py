@@ -18,7 +18,7 @@ from onnx_attn.verify.runtimes.runtime import Feed, RuntimeMissingError, Task
 
 pytestmark = pytest.mark.runtimes
 
-MODELS = Path(__file__).parent.parent / "models"
+MODELS = Path(__file__).parents[2] / "models"
 FOREIGN = [name for name in RUNTIMES if name not in ("onnxruntime", "reference")]
 
 

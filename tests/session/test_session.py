@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import multiprocessing
+import operator
 import pickle
 import subprocess
 import sys
@@ -307,17 +308,11 @@ def test_pickles_and_copies(kind: str, tmp_path: Path, monkeypatch: pytest.Monke
         pickle.loads(pickle.dumps(session))(QUERY, VALUE, KEY)
 
 
-def call_in_worker(session: AttentionSession) -> np.ndarray:
-    result = session(QUERY, VALUE, KEY)
-    assert isinstance(result, np.ndarray)
-    return result
-
-
 def test_workers_of_a_spawn_pool_run_one_pickled_session() -> None:
     session = open_file()
     wanted = session(QUERY, VALUE, KEY)
     with multiprocessing.get_context("spawn").Pool(4) as pool:
-        for result in pool.map(call_in_worker, [session] * 4, chunksize=1):
+        for result in pool.starmap(operator.call, [(session, QUERY, VALUE, KEY)] * 4, chunksize=1):
             np.testing.assert_array_equal(result, wanted)
 
 

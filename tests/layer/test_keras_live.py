@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from strategies import TOLERANCE
 
 from onnx_attn import AdditiveAttention, Attention, InputError
 from onnx_attn.configuration import numpy_dtype
 from onnx_attn.keras import from_layer, load_layers
+from strategies import TOLERANCE
 
 pytestmark = [
     pytest.mark.keras,
