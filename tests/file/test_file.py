@@ -13,6 +13,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from onnx_attn import AdditiveAttention, Attention, InputError, ModelError
+from protos import dims_of, nodes_of
 
 # Operators that ONNX Runtime (native, web, mobile), OpenVINO, TensorRT and the reference
 # evaluator all know. Nothing random: those stand in training files only.
@@ -101,21 +102,6 @@ def ids(entry: Any) -> str:
     return "-".join(
         [type(layer).__name__, *(str(v) for v in layer.get_config().values()), str(options)]
     )
-
-
-def nodes_of(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    found: list[onnx.NodeProto] = []
-    for node in graph.node:
-        found.append(node)
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                found += nodes_of(attribute.g)
-    return found
-
-
-def dims_of(value: onnx.ValueInfoProto) -> list[str | int]:
-    dims = value.type.tensor_type.shape.dim
-    return [dim.dim_param or dim.dim_value for dim in dims]
 
 
 def test_every_file_passes_the_checker_and_strict_inference() -> None:

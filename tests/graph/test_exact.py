@@ -10,18 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 
-from onnx_attn import AdditiveAttention, Attention, AttentionSession
+from onnx_attn import Attention, AttentionSession
 from onnx_attn.reference import attention
-from strategies import TOLERANCE, Case, cases
+from oracle import MODES, close, make_layer, weights_for
+from strategies import Case, cases
 
 SESSIONS: dict[Any, Any] = {}
-MODES = ("dot", "concat", "additive")
-
-
-def make_layer(mode: str, **arguments: Any) -> Any:
-    if mode == "additive":
-        return AdditiveAttention(**arguments)
-    return Attention(score_mode=mode, **arguments)
 
 
 def session_for(mode: str, arguments: dict[str, Any], **options: Any) -> AttentionSession:
@@ -34,21 +28,6 @@ def session_for(mode: str, arguments: dict[str, Any], **options: Any) -> Attenti
         model = layer.to_onnx(**options)
         SESSIONS[which] = AttentionSession(model.SerializeToString(), device="cpu")
     return SESSIONS[which]
-
-
-def weights_for(mode: str, use_scale: bool, dim: int, rng: np.random.Generator) -> dict[str, Any]:
-    weights: dict[str, Any] = {}
-    if use_scale:
-        shape = (dim,) if mode == "additive" else ()
-        weights["scale"] = rng.uniform(-1.5, 1.5, shape)
-    if mode == "concat":
-        weights["concat_score_weight"] = rng.uniform(-1.5, 1.5, ())
-    return weights
-
-
-def close(got: np.ndarray, wanted: np.ndarray, dtype: str) -> None:
-    assert got.dtype.name == dtype
-    np.testing.assert_allclose(got.astype(np.float64), wanted, **TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -10,13 +10,14 @@ import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_exact import close
-from test_schedules import (
+
+from onnx_attn import AdditiveAttention, Attention, AttentionSession, InputError
+from oracle import close, wanted_of
+from schedules import (
     GOOD,
     LENGTHS,
     MASKS,
     WRONG,
-    limits,  # noqa: F401  a fixture
     masks_for,
     model_of,
     nodes_run,
@@ -24,10 +25,7 @@ from test_schedules import (
     raw,
     session_for,
     shaped,
-    wanted_of,
 )
-
-from onnx_attn import AdditiveAttention, Attention, AttentionSession, InputError
 from strategies import Case, cases
 
 OPERATOR = "MultiHeadAttention"
@@ -39,7 +37,7 @@ OPERATOR = "MultiHeadAttention"
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())
-def test_fused_agrees_with_the_reference(limits: str, data: st.DataObject) -> None:  # noqa: F811
+def test_fused_agrees_with_the_reference(limits: str, data: st.DataObject) -> None:
     dtype = data.draw(st.sampled_from(["float32", "float16", "bfloat16", "mixed_float16"]))
     tensor = dtype.removeprefix("mixed_")
     case: Case = data.draw(cases(tensor, largest=20))

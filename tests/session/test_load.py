@@ -100,8 +100,8 @@ def test_200000_calls_and_300_sessions(tmp_path: Path, capsys: pytest.CaptureFix
     opened = int(in_fresh_process("loads.grow_by_sessions(300, 20, folder)", tmp_path))
     with capsys.disabled():
         sys.stdout.write(
-            f"\nleaks: 200000 calls: {end / MB:+.1f} MB at the end, {most / MB:+.1f} MB at most; "
-            f"300 sessions: {opened / MB:+.1f} MB\n"
+            f"\nleaks: 200000 calls: {end / loads.MB:+.1f} MB at the end, "
+            f"{most / loads.MB:+.1f} MB at most; 300 sessions: {opened / loads.MB:+.1f} MB\n"
         )
     assert most < 8 * loads.MB
     assert opened < 16 * loads.MB

@@ -9,13 +9,9 @@ import numpy as np
 from hypothesis import strategies as st
 
 from onnx_attn.configuration import numpy_dtype
+from onnx_attn.verify.vectors import TOLERANCES
 
-TOLERANCE = {
-    "float16": {"rtol": 2e-3, "atol": 2e-3},
-    "bfloat16": {"rtol": 1.6e-2, "atol": 1.6e-2},
-    "float32": {"rtol": 1e-5, "atol": 2e-6},
-    "float64": {"rtol": 1e-9, "atol": 1e-12},
-}
+TOLERANCE = {dtype: {"rtol": t.rtol, "atol": t.atol} for dtype, t in TOLERANCES.items()}
 
 
 @dataclass(frozen=True)
