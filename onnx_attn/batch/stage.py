@@ -10,8 +10,8 @@ import numpy as np
 
 from ..configuration import TensorSpec, contract, numpy_dtype, read_metadata
 from ..errors import InputError, OnnxAttnError
-from ..files import as_path, read_file
-from ..model_bytes import metadata_of
+from ..file.disk import as_path, read_file
+from ..file.protobuf import metadata_of
 from ..session import AttentionSession
 from .calls import Call, Limits, Rows, calls
 from .columns import (

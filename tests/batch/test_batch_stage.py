@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from onnx_attn import AdditiveAttention, Attention, AttentionSession, InputError, ModelError
 from onnx_attn.batch import AttendBatch
 from onnx_attn.reference import attention
-from onnx_attn.vectors import TOLERANCES
+from onnx_attn.verify.vectors import TOLERANCES
 
 DIM, VALUE_DIM = 6, 4
 RNG = np.random.default_rng(5)
@@ -338,7 +338,7 @@ print(*grown)
     done = subprocess.run(
         [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
     )
-    print(done.stdout)
+
     small, large = map(int, done.stdout.split())
     # Beyond its output, which is as large as its input, a table ten times as long needs no more
     # than offsets and one call: 2^21 numbers are 8 MB.
