@@ -25,7 +25,7 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals and fi
 # Big enough to be caught in the middle of a write, as one export is done in a blink.
 WRITER = """
 import sys
-from onnx_attn.files import write_file
+from onnx_attn.file.disk import write_file
 sys.stdout.write("ready\\n")
 sys.stdout.flush()
 sizes = {sizes!r}

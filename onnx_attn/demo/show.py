@@ -6,6 +6,7 @@ pieces; `examples/text_similarity/` says how it was made.
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import dataclass
 from importlib.resources import files
@@ -21,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import OnnxAttnError
+from ..file.disk import write_file
 from ..layer.attention import Attention
 from ..plot import INSTALL_HINT, can_plot, save_heatmap, weight_text
 from ..session.session import AttentionSession
@@ -382,11 +384,9 @@ def _exact(number: float) -> str:
 
 
 def _save(path: Path, **arrays: Any) -> Path:
-    try:
-        np.savez_compressed(path, **arrays)
-    except OSError as error:
-        raise OnnxAttnError(f"{path}: cannot be written: {error}") from error
-    return path
+    stream = io.BytesIO()
+    np.savez_compressed(stream, **arrays)
+    return write_file(path, stream.getvalue())
 
 
 def _picture(
