@@ -18,9 +18,10 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError
 
-from .configuration import one_of, read_metadata
+from .configuration import one_of
 from .errors import InputError, ModelError
 from .file.disk import as_path, read_file, write_file
+from .file.metadata import read_metadata
 from .version import __version__
 
 # Names in Triton's model_config.proto.

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ..configuration import TensorSpec, contract, numpy_dtype, read_metadata
+from ..configuration import TensorSpec, numpy_dtype
 from ..errors import InputError, OnnxAttnError
 from ..file.disk import as_path, read_file
+from ..file.metadata import read_metadata
 from ..file.protobuf import metadata_of
 from ..session import AttentionSession
 from .calls import Call, Limits, Rows, calls
@@ -95,8 +96,8 @@ class AttendBatch:
         self._model = model if isinstance(model, bytes) else os.fspath(as_path(model).absolute())
         where = "the model" if isinstance(self._model, bytes) else self._model
         data = self._model if isinstance(self._model, bytes) else read_file(self._model)
-        metadata = read_metadata(metadata_of(data, where), where)
-        specs = contract(metadata.config, metadata.options)
+        found = read_metadata(metadata_of(data, where), where)
+        specs = found.contract
         self._names = _checked_names(query, value, key, output, scores)
         self._inputs, self._outputs = specs.inputs, specs.outputs
         self._rows, self._threads = _positive("rows", rows), threads
@@ -104,7 +105,7 @@ class AttendBatch:
         self._max_length = None if max_length is None else _positive("max_length", max_length)
         self._row_id, self._cast, self._device = row_id, cast, device
         self._dtype = numpy_dtype(specs.inputs["query"].dtype)
-        self._config, self._options = metadata.config, metadata.options
+        self._config, self._options = found.config, found.options
         self._check_file()
 
     def _check_file(self) -> None:

@@ -13,7 +13,8 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
 from ..configuration import one_of
-from ..errors import InputError, ModelError, OnnxAttnError
+from ..errors import InputError, OnnxAttnError
+from ..file.disk import read_text, write_text
 from .app import command, console
 
 if TYPE_CHECKING:
@@ -108,13 +109,9 @@ def _write(file: Path, result: Verification) -> None:
     from ..catalogue.readme import section, with_section
     from ..verify.report import results_markdown, versions_markdown
 
-    try:
-        text = file.read_text()
-        text = with_section(text, "results", results_markdown(result))
-        versions = versions_markdown(result, section(text, "versions"))
-        file.write_text(with_section(text, "versions", versions))
-    except OSError as error:
-        raise ModelError(f"{file} cannot be written: {error.strerror or error}") from error
+    text = with_section(read_text(file), "results", results_markdown(result))
+    versions = versions_markdown(result, section(text, "versions"))
+    write_text(file, with_section(text, "versions", versions))
 
 
 def _show(result: Verification) -> None:

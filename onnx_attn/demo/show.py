@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy.typing as npt
 from rich.console import Console
 
 from ..errors import OnnxAttnError
+from ..file.disk import write_file
 from ..layer import Attention
 from ..plot import INSTALL_HINT, can_plot, save_heatmap
 from ..session import AttentionSession
@@ -178,11 +180,9 @@ def _exact(number: float) -> str:
 
 
 def _save(path: Path, **arrays: Any) -> Path:
-    try:
-        np.savez_compressed(path, **arrays)
-    except OSError as error:
-        raise OnnxAttnError(f"{path}: cannot be written: {error}") from error
-    return path
+    stream = io.BytesIO()
+    np.savez_compressed(stream, **arrays)
+    return write_file(path, stream.getvalue())
 
 
 def _picture(

@@ -178,7 +178,7 @@ def test_inspect_as_table_and_json(tmp_path: Path) -> None:
         (["export", "a.onnx", "--dtype", "int8"], ["dtype", "float16"]),
         (["export", "no/such/folder/a.onnx"], ["cannot be written"]),
         (["run", "missing.onnx", "inputs.npz"], ["missing.onnx"]),
-        (["run", "good.onnx", "missing.npz"], ["missing.npz", "no file"]),
+        (["run", "good.onnx", "missing.npz"], ["missing.npz", "does not exist"]),
         (["run", "good.onnx", "good.onnx"], ["good.onnx", "plain arrays"]),
         (["run", "good.onnx"], ["query is missing"]),
         (["run", "good.onnx", "wide.npz"], ["query", "float32", "float64", "astype"]),

@@ -169,7 +169,7 @@ def swap_names(folder: Path) -> None:
         (lambda m: unname(m / "test_data_set_0/input_0.pb"), "input_0.pb does not name its tensor"),
         (lambda m: outside(m / "test_data_set_0/input_0.pb"), "numbers in another file"),
         (swap_names, "expected inputs query, value, key in this order; found value, query, key"),
-        (lambda m: (m / "data.json").unlink(), "data.json cannot be read"),
+        (lambda m: (m / "data.json").unlink(), "data.json does not exist"),
         (lambda m: (m / "data.json").write_text("[]"), "data.json is damaged"),
         (lambda m: (m / "config.txt").write_text("hello"), "config.txt is damaged"),
         (lambda m: (m / "data.json").write_text('{"rtol": 1, "atol": 1}'), "must be the same"),

@@ -8,7 +8,15 @@ from pathlib import Path
 
 from .children import run_children
 from .environments import python_with
-from .runtime import Answer, ModelFacts, Report, RuntimeMissingError, Task, bfloat16_limit
+from .runtime import (
+    Answer,
+    ModelFacts,
+    Report,
+    RuntimeMissingError,
+    Task,
+    bfloat16_limit,
+    foreign_limit,
+)
 
 CHILD = Path(__file__).with_name("python_child.py")
 
@@ -77,4 +85,4 @@ class OpenVino(_InPython):
             return "does not load Scan: export with schedule='dense'"
         if facts.config.floats.tensor == "float64":
             return "computes float64 in float32"
-        return bfloat16_limit(facts)
+        return foreign_limit(facts) or bfloat16_limit(facts)
