@@ -303,7 +303,7 @@ class TestBadInput:
         assert not list(tmp_path.iterdir())
 
     def test_picture_in_a_missing_directory(self, tmp_path):
-        with pytest.raises(OnnxAttnError, match=r"heat\.png: cannot be written"):
+        with pytest.raises(OnnxAttnError, match=r"heat\.png cannot be written"):
             save_heatmap(np.zeros((2, 2)), tmp_path / "missing" / "heat.png")
 
 
