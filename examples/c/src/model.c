@@ -40,8 +40,11 @@ const char* ort_open(void) {
     return text;
   }
   ort_version = base()->GetVersionString();
-  /* An API newer than the library is not there; older ones are, in every library. */
-  for (uint32_t api = ORT_API_VERSION; api >= 12 && !ort; --api) ort = base()->GetApi(api);
+  /* An API is named after its release, as 17 of 1.17. One newer than the library is not there;
+     older ones are, in every library. */
+  unsigned release = 0;
+  sscanf(ort_version, "1.%u", &release);
+  if (release >= 12) ort = base()->GetApi(release < ORT_API_VERSION ? release : ORT_API_VERSION);
   if (!ort) {
     snprintf(text, sizeof text, "ONNX Runtime %s is too old: 1.12 or later", ort_version);
     return text;

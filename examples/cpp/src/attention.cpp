@@ -368,6 +368,11 @@ int one_model(const fs::path& folder) {
 
 int main(int count, char** arguments) {
   const std::string first = count > 1 ? arguments[1] : "";
+  if (!OrtGetApiBase()->GetApi(ORT_API_VERSION)) {  // Ort::GetApi() would be a null pointer
+    std::cerr << "error: the headers are of ONNX Runtime 1." << ORT_API_VERSION
+              << ", the library is " << OrtGetApiBase()->GetVersionString() << ": take older headers\n";
+    return 1;
+  }
   try {
     if (count == 2 && first == "--version") {
       std::printf("ONNX Runtime %s\n", Ort::GetVersionString().c_str());
