@@ -1,5 +1,5 @@
 module attention
 
-go 1.20
+go 1.19
 
 require github.com/yalue/onnxruntime_go v1.27.0

@@ -274,7 +274,7 @@ type made struct {
 
 func keep[T ort.Value](m *made, value T, err error) T {
 	if err != nil {
-		m.err = errors.Join(m.err, err)
+		m.err = err
 	} else {
 		m.values = append(m.values, value)
 	}

@@ -55,6 +55,7 @@ def node_packages(source: Path, install: bool, report: Report) -> Path:
     if shutil.which("node") is None or npm is None:
         raise RuntimeMissingError("Node.js is not there: install node 20 or later, with npm")
     files = sorted(path for path in source.iterdir() if path.is_file())
+
     def make(folder: Path) -> None:
         for path in files:
             shutil.copyfile(path, folder / path.name)

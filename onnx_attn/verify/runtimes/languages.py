@@ -14,6 +14,7 @@ import sys
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from .environments import call, digest_of, made
 from .programs import run_programs
@@ -39,16 +40,16 @@ class _Language:
     folder: str
     files: tuple[str, ...]
     # Programs it needs, and how to get each.
-    needs: dict[str, str]
+    needs: ClassVar[dict[str, str]]
     wanted: str
     program: str = "attention"
 
-    _command: list[str]
-    _environment: dict[str, str]
+    command: list[str]
+    environment: dict[str, str]
 
     def start(self, install: bool, report: Report) -> str:
-        self._environment = dict(os.environ)
-        sources = self._sources()
+        self.environment = dict(os.environ)
+        sources = self.sources()
         for program, how in self.needs.items():
             if shutil.which(program) is None:
                 raise RuntimeMissingError(f"{program} is not there: {how}")
@@ -63,17 +64,17 @@ class _Language:
         name = f"{self.folder}-{digest_of(sources, *depends)}"
         title = f"the {self.title} program"
         folder = made(name, title, self.wanted, install, report, make)
-        self._command = self._run(folder)
-        return self._version(sources, first_line([*self._command, "--version"], self._environment))
+        self.command = self._run(folder)
+        return self._version(sources, first_line([*self.command, "--version"], self.environment))
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Answer]:
-        return run_programs(self._command, self._environment, tasks)
+        return run_programs(self.command, self.environment, tasks)
 
     def limit(self, facts: ModelFacts) -> str | None:
         del facts
         return None
 
-    def _sources(self) -> dict[str, Path]:
+    def sources(self) -> dict[str, Path]:
         """The program's files by their names inside its folder."""
         for root in (IN_WHEEL, IN_CHECKOUT):
             found = sorted(
@@ -89,7 +90,7 @@ class _Language:
     def _depends(self) -> list[str]:
         """What the built program depends on beside its sources; finds what it needs to run."""
         library = native_library()
-        self._environment[LIBRARY] = str(library)
+        self.environment[LIBRARY] = str(library)
         return []
 
     def _build(self, folder: Path) -> None:
@@ -110,7 +111,7 @@ class C(_Language):
     title = "C API"
     folder = "c"
     files = ("Makefile", "src/*.c", "src/*.h")
-    needs = {"cc": "install gcc or clang", "make": "install make"}  # noqa: RUF012
+    needs: ClassVar[dict[str, str]] = {"cc": "install gcc or clang", "make": "install make"}
     wanted = "make"
     _include: Path
 
@@ -133,7 +134,7 @@ class Cpp(_Language):
     title = "C++ API"
     folder = "cpp"
     files = ("CMakeLists.txt", "src/*.cpp", "src/*.hpp")
-    needs = {"c++": "install g++ or clang", "cmake": "install cmake"}  # noqa: RUF012
+    needs: ClassVar[dict[str, str]] = {"c++": "install g++ or clang", "cmake": "install cmake"}
     wanted = "cmake --build"
     program = "build/attention"
     _include: Path
@@ -142,13 +143,13 @@ class Cpp(_Language):
         self._include = header("onnxruntime_cxx_api.h")
         super()._depends()
         # Linked: another version of the library, perhaps at the same path, is another program.
-        library = Path(self._environment[LIBRARY])
+        library = Path(self.environment[LIBRARY])
         return [str(self._include), str(library), str(library.stat().st_size)]
 
     def _build(self, folder: Path) -> None:
         paths = [
             f"-D{INCLUDE}={self._include}",
-            f"-DONNXRUNTIME_LIBRARY={self._environment[LIBRARY]}",
+            f"-DONNXRUNTIME_LIBRARY={self.environment[LIBRARY]}",
         ]
         call(["cmake", "-S", ".", "-B", "build", *paths], folder)
         call(["cmake", "--build", "build", "--target", "attention"], folder)
@@ -165,7 +166,7 @@ class Java(_Language):
     title = "Java"
     folder = "java"
     files = ("pom.xml", "src/**/*.java")
-    needs = {  # noqa: RUF012
+    needs: ClassVar[dict[str, str]] = {
         "javac": "install a JDK, 17 or later",
         "java": "install a JDK, 17 or later",
         "mvn": "install Maven",
@@ -183,7 +184,7 @@ class Java(_Language):
 
     def _version(self, sources: dict[str, Path], said: str) -> str:
         del sources
-        words = first_line(["java", "--version"], self._environment).split()
+        words = first_line(["java", "--version"], self.environment).split()
         return f"{release(said)}, Java {words[1] if len(words) > 1 else 'of unknown version'}"
 
     def limit(self, facts: ModelFacts) -> str | None:
@@ -197,7 +198,7 @@ class Rust(_Language):
     title = "Rust ort"
     folder = "rust"
     files = ("Cargo.toml", "Cargo.lock", "src/*.rs")
-    needs = {  # noqa: RUF012
+    needs: ClassVar[dict[str, str]] = {
         "cargo": "install Rust, 1.92 or later (rustup.rs)",
         "cc": "install gcc or clang, which rustc links with",
     }
@@ -211,7 +212,7 @@ class Rust(_Language):
     def _version(self, sources: dict[str, Path], said: str) -> str:
         lock = tomllib.loads(sources["Cargo.lock"].read_text())
         ort = next(each["version"] for each in lock["package"] if each["name"] == "ort")
-        rustc = first_line(["rustc", "--version"], self._environment).split()
+        rustc = first_line(["rustc", "--version"], self.environment).split()
         return f"{ort}, ONNX Runtime {release(said)}, {' '.join(rustc[:2])}"
 
 
@@ -222,8 +223,8 @@ class Go(_Language):
     title = "Go onnxruntime_go"
     folder = "go"
     files = ("go.mod", "go.sum", "*.go")
-    needs = {  # noqa: RUF012
-        "go": "install Go, 1.20 or later",
+    needs: ClassVar[dict[str, str]] = {
+        "go": "install Go, 1.19 or later",
         "cc": "install gcc or clang, which cgo needs",
     }
     wanted = "go build"
@@ -235,7 +236,7 @@ class Go(_Language):
         found = re.search(r"onnxruntime_go v(\S+)", sources["go.mod"].read_text())
         module = found[1] if found else "of unknown version"
         # "go version go1.26.8 linux/amd64"
-        go = first_line(["go", "version"], self._environment).split()[2].removeprefix("go")
+        go = first_line(["go", "version"], self.environment).split()[2].removeprefix("go")
         return f"{module}, ONNX Runtime {release(said)}, Go {go}"
 
 

@@ -60,9 +60,7 @@ def load_tract(library: Any, model: str) -> Run:
             loaded.set_input_fact(number, ",".join(fact))
         results = loaded.into_model().into_runnable().run([feeds[name] for name in names])
         # tract calls an output after the node that makes it; the order is the file's.
-        return {
-            name: result.to_numpy() for name, result in zip(OUTPUTS, results, strict=False)
-        }
+        return {name: result.to_numpy() for name, result in zip(OUTPUTS, results, strict=False)}
 
     return run
 
