@@ -42,15 +42,18 @@ def verify(
         list[str] | None,
         typer.Option(
             help="onnxruntime, reference (the two by default), oldest-onnxruntime, openvino, "
-            "node, web, browser, or all. May be given several times."
+            "node, web, browser, c, cpp, java, rust, go, tract, or all. May be given several times."
         ),
     ] = None,
     install: Annotated[
         bool,
         typer.Option(
             help="Install what a runtime needs and is not there yet (a virtual environment, npm "
-            "packages) in the folder ONNX_ATTN_CACHE, by default in this user's cache. The "
-            "browser is Chromium from the PATH, or ONNX_ATTN_CHROMIUM."
+            "packages, a program, which its language's own tools build) in the folder "
+            "ONNX_ATTN_CACHE, by default in this user's cache. The browser is Chromium from the "
+            "PATH, or ONNX_ATTN_CHROMIUM; ONNX Runtime's library for other languages is the "
+            "installed wheel's, or ORT_DYLIB_PATH, its headers those of the system, or in the "
+            "folder ONNXRUNTIME_INCLUDE."
         ),
     ] = True,
     write_table: Annotated[

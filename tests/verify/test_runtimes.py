@@ -19,7 +19,12 @@ from onnx_attn.verify.runtimes.runtime import Feed, RuntimeMissingError, Task
 pytestmark = pytest.mark.runtimes
 
 MODELS = Path(__file__).parents[2] / "models"
-FOREIGN = [name for name in RUNTIMES if name not in ("onnxruntime", "reference")]
+LANGUAGES = ("c", "cpp", "java", "rust", "go")
+FOREIGN = [
+    pytest.param(name, marks=pytest.mark.languages) if name in LANGUAGES else name
+    for name in RUNTIMES
+    if name not in ("onnxruntime", "reference")
+]
 
 
 def run(name: str, *paths: Path) -> Verification:
