@@ -56,11 +56,6 @@ def run_demo(directory: Path, console: Console) -> list[Path]:
     )
     session = AttentionSession(model, device="cpu")
     say = Voice(console)
-    say.line(
-        f"{model.name} is one Attention layer. ONNX Runtime runs it: each word of the query, "
-        f"{sample.query.shape[-1]} trained numbers, looks for words like it in the value."
-    )
-    say.line()
     written = {model: f"the layer, Attention(use_scale=True): {model.stat().st_size / 1000:.0f} kB"}
     written |= _show_pair(sample, session, directory, say)
     written |= _show_batch(sample, session, directory, say)
