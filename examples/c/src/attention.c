@@ -68,7 +68,8 @@ static OrtStatus* compare(const Tensor* got, const Tensor* wanted, Tolerance tol
     double error = a == b || (isnan(a) && isnan(b)) ? 0 : fabs(a - b);
     if (isnan(error)) error = INFINITY;
     if (error > *largest) *largest = error;
-    if (error > tolerance.atol + tolerance.rtol * fabs(b)) *fine = false;
+    /* Written so that a bound of NaN, which nothing is larger than, fails. */
+    if (!(error <= tolerance.atol + tolerance.rtol * fabs(b))) *fine = false;
   }
   return NULL;
 }
