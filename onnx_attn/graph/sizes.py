@@ -1,8 +1,8 @@
 """Numbers that are known when the file is written, or else asked in the graph.
 
 A `Size` is an int or an int64[1] of the graph, a `Truth` a bool or a bool of the graph. Each
-function computes at once what it can, and writes a node for the rest: so a file of fixed sizes holds no
-arithmetic of shapes, and a question whose answer is known is not asked.
+function computes at once what it can, and writes a node for the rest: so a file of fixed sizes
+holds no arithmetic of shapes, and a question whose answer is known is not asked.
 """
 
 from __future__ import annotations

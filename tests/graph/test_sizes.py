@@ -99,7 +99,10 @@ def test_every_size_and_level(
 def test_fixed_files_open(name: str, lengths: tuple[int, int], tmp_path: Path) -> None:
     dims = {"batch": 2, "Tq": lengths[0], "Tv": lengths[1], "value_dim": 4}
     path = LAYERS[name]().export(tmp_path / "fixed.onnx", masks="none", dims=dims)
-    code = "import onnxruntime, sys; onnxruntime.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])"
+    code = (
+        "import onnxruntime, sys\n"
+        "onnxruntime.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])"
+    )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
     assert done.returncode == 0, f"exit {done.returncode}: {done.stderr[-600:]}"
 

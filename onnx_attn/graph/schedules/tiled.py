@@ -355,9 +355,8 @@ class Walk:
             )
         ]
         for name in ("before", "end")[: len(inputs) - 1]:
-            views.append(
-                ir.Value(name=name, shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.INT64))
-            )
+            kind = ir.TensorType(ir.DataType.INT64)
+            views.append(ir.Value(name=name, shape=ir.Shape([1]), type=kind))
         results = op.Scan(
             *inputs,
             body=subgraph(op, body, self.outputs("of_block", "block"), views),
