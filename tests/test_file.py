@@ -44,6 +44,7 @@ ALLOWED = {
     "Pad",
     "Range",
     "ReduceMin",
+    "ReduceProd",
     "ReduceSum",
     "Reshape",
     "Scan",
