@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 
 from onnx_attn import Attention, AttentionSession
+from onnx_attn.configuration import numpy_dtype
 from onnx_attn.reference import attention
 from oracle import MODES, close, make_layer, weights_for
 from strategies import Case, cases
@@ -174,3 +175,37 @@ def test_inference_is_repeatable_bit_for_bit() -> None:
     query, value = (rng.standard_normal((2, 33, 17)).astype(np.float32) for _ in range(2))
     layer = Attention(causal=True, dropout=0.5)
     np.testing.assert_array_equal(layer([query, value]), layer([query, value], training=False))
+
+
+@pytest.mark.parametrize("schedule", ["auto", "dense", "tiled"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_trained_weights_in_the_file(causal: bool, dtype: str, mode: str, schedule: str) -> None:
+    """A constant of the file may go other ways through a runtime than an input."""
+    layer = make_layer(mode, use_scale=True, causal=causal, dtype=dtype)
+    if mode == "additive":
+        layer.build(6)
+    rng = np.random.default_rng(4)
+    weights = weights_for(mode, True, 6, rng)
+    layer.set_weights(
+        [weights[name] for name in ("scale", "concat_score_weight") if name in weights]
+    )
+    model = layer.to_onnx(schedule=schedule, masks="none", return_attention_scores=True)
+    session = AttentionSession(model.SerializeToString(), device="cpu")
+    query, value, key = (
+        rng.uniform(-1.5, 1.5, shape).astype(numpy_dtype(dtype))
+        for shape in ((2, 7, 6), (2, 5, 3), (2, 5, 6))
+    )
+    results = session.run({"query": query, "value": value, "key": key})
+    wanted = attention(
+        query,
+        value,
+        key,
+        score_mode=mode,
+        causal=causal,
+        compute="float64" if dtype == "float64" else "float32",
+        **{name: weight.astype(query.dtype).astype(np.float64) for name, weight in weights.items()},
+    )
+    close(results["output"], wanted[0], dtype)
+    close(results["attention_scores"], wanted[1], dtype)
