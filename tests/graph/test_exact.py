@@ -13,7 +13,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx_attn import Attention, AttentionSession
 from onnx_attn.configuration import numpy_dtype
 from onnx_attn.reference import attention
-from oracle import MODES, close, make_layer, weights_for
+from oracle import MODES, close, make_layer, wanted_of, weights_for
 from strategies import Case, cases
 
 SESSIONS: dict[Any, Any] = {}
@@ -48,17 +48,7 @@ def test_file_agrees_with_the_reference(mode: str, dtype: str, data: st.DataObje
     )
     typed = {name: weight.astype(case.query.dtype) for name, weight in weights.items()}
     results = session.run({**case.feeds(), **typed})
-    output, scores = attention(
-        case.query,
-        case.value,
-        case.key,
-        query_mask=case.query_mask,
-        value_mask=case.value_mask,
-        score_mode=mode,
-        causal=causal,
-        compute="float64" if dtype == "float64" else "float32",
-        **{name: weight.astype(np.float64) for name, weight in typed.items()},
-    )
+    output, scores = wanted_of(case, mode, causal, typed, dtype)
     close(results["output"], output, dtype)
     close(results["attention_scores"], scores, dtype)
 
@@ -75,15 +65,7 @@ def test_reference_evaluator_agrees(mode: str, causal: bool, data: st.DataObject
         SESSIONS[which] = ReferenceEvaluator(layer.to_onnx(return_attention_scores=True))
     feeds = {"query_mask": np.array([[True]]), "value_mask": np.array([[True]]), **case.feeds()}
     output, scores = SESSIONS[which].run(None, feeds)
-    wanted = attention(
-        case.query,
-        case.value,
-        case.key,
-        query_mask=case.query_mask,
-        value_mask=case.value_mask,
-        score_mode=mode,
-        causal=causal,
-    )
+    wanted = wanted_of(case, mode, causal, {}, "float32")
     close(output, wanted[0], "float32")
     close(scores, wanted[1], "float32")
 
