@@ -16,11 +16,13 @@ from typer.testing import CliRunner
 
 from onnx_attn import InputError
 from onnx_attn.bench import cells
-from onnx_attn.bench.candidates import Candidate, candidates, headline, schedules
+from onnx_attn.bench.candidate import Candidate
+from onnx_attn.bench.candidates import candidates
 from onnx_attn.bench.cells import CELLS, QUICK_CELLS, Cell
 from onnx_attn.bench.measure import suite, turns
 from onnx_attn.bench.measure.turns import TOLERANCE, Plan, RefusedError, run_cells, worker
 from onnx_attn.bench.measure.worker import timed
+from onnx_attn.bench.ours import HEADLINE, SCHEDULES
 from onnx_attn.bench.report.goals import goals
 from onnx_attn.bench.report.page import far_table, report
 from onnx_attn.bench.report.stats import Results
@@ -33,7 +35,7 @@ PLAIN = Cell("plain", 2, 5, 6, 8)
 
 WRONG = """
 import numpy as np
-from onnx_attn.bench.candidates import Candidate, Prepared
+from onnx_attn.bench.candidate import Candidate, Prepared
 
 def prepare(cell, tensors, threads):
     output = np.zeros((cell.batch, cell.Tq, cell.dim), np.float32)
@@ -72,13 +74,21 @@ def measure(*cells: Cell, names: list[str], **changes: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, Any]:
-    names = [*schedules(), "true-masks", "bare", "keras-onnx", "mha", "matmuls", "wrong:prepare"]
+    names = [
+        *SCHEDULES,
+        "true-masks",
+        "bare",
+        "keras-onnx",
+        "mha",
+        "matmuls",
+        "wrong:prepare",
+    ]
     return measure(TINY, FRONT, PLAIN, names=names)
 
 
 def test_every_file_of_ours_is_checked_and_timed(measured: dict[str, Any]) -> None:
     for cell in measured["cells"]:
-        for schedule in schedules():
+        for schedule in SCHEDULES:
             result = cell["results"][schedule]
             if schedule == "fused" and (cell["causal"] or cell["scores"]):
                 assert result["status"] == "cannot"
@@ -295,7 +305,7 @@ def test_the_cells_are_the_ones_a_user_knows() -> None:
         cell.mode for cell in CELLS
     }
     assert {cell.name.split()[0] for cell in QUICK_CELLS} <= {name.split()[0] for name in names}
-    assert headline() in candidates()
+    assert HEADLINE in candidates()
 
 
 def test_processes_are_counted_by_size() -> None:
