@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,12 +24,12 @@ from onnx_attn.bench.measure import suite, turns
 from onnx_attn.bench.measure.turns import TOLERANCE, Plan, RefusedError, run_cells, worker
 from onnx_attn.bench.measure.worker import timed
 from onnx_attn.bench.ours import HEADLINE, SCHEDULES
-from onnx_attn.bench.report.goals import goals
 from onnx_attn.bench.report.page import far_table, report
-from onnx_attn.bench.report.stats import Results
+from onnx_attn.bench.report.stats import Results, verdict
 from onnx_attn.cli import load_commands
 from onnx_attn.reference import attention
 
+ROOT = Path(__file__).parents[2]
 TINY = Cell("causal ragged", 4, 5, 6, 8, causal=True, padding="ragged", tiny=True)
 FRONT = Cell("causal front", 4, 8, 8, 8, causal=True, padding="front")
 PLAIN = Cell("plain", 2, 5, 6, 8)
@@ -243,7 +244,7 @@ def test_memory_session_and_load_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load["requests"] > 0
     assert load["p50"] <= load["p99"]
     page = report(data)
-    for title in ("## Memory", "## The session's own cost", "## Load", "## Goals"):
+    for title in ("## Memory", "## The session's own cost", "## Load"):
         assert title in page
     assert {"none", "both"} == set(data["session"]["run"])
 
@@ -387,7 +388,22 @@ def test_turns_with_cores_far_apart_are_kept_apart() -> None:
     assert far_table(Results(results_of(auto=[one_turn(1)], bare=[one_turn(1)]))) == ""
 
 
+@pytest.mark.parametrize(
+    ("ratio", "words"),
+    [
+        (1.44, "1.44 times as fast as torch"),
+        (1.03, "level with torch"),
+        (0.98, "level with torch"),
+        (0.5, "slower: torch is 2.00 times as fast"),
+    ],
+)
+def test_who_is_faster_is_said_in_words(ratio: float, words: str) -> None:
+    assert verdict(ratio, "torch") == words
+
+
 def test_goals_can_be_missed() -> None:
+    goals = runpy.run_path(str(ROOT / "benchmarks/goals.py"))["goals"]
+
     def found(ours: float, peer: float) -> list[Any]:
         data = results_of(auto=[one_turn(ours)], bare=[one_turn(peer)], matmuls=[one_turn(1600)])
         return goals(Results(data))
