@@ -65,9 +65,7 @@ def seen(folder: Path, environment: dict[str, str]) -> dict[str, Any]:
     names = ("killed", "resumed", "refused", "memory")
     arguments = (sys.executable, RUNS, folder, *names)
     children.run(*arguments, seconds=300, environment=environment)
-    found = {name: json.loads((folder / f"{name}.json").read_text()) for name in names}
-    sys.stdout.write(f"{ {name: each['seconds'] for name, each in found.items()} }\n")
-    return found
+    return {name: json.loads((folder / f"{name}.json").read_text()) for name in names}
 
 
 def test_the_command_writes_what_a_plain_loop_writes(
@@ -112,7 +110,7 @@ def test_memory_of_an_actor_is_bounded_at_ten_times_the_data(seen: dict[str, Any
     assert "error" not in found, found["error"]
     peaks = found["peaks"]
     # 20,000 rows are 220 MB of vectors; allocators keep some.
-    assert peaks["large"] < peaks["small"] + 24 * MB, peaks
+    assert peaks["large"] < peaks["small"] + 8 * MB, peaks
 
 
 def test_a_row_that_is_refused_is_named(seen: dict[str, Any]) -> None:
