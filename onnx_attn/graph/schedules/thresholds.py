@@ -41,6 +41,10 @@ SHOWN_SHARE = 0.5
 # Scores of the batch in the largest of eight parts: beyond, blocks need less memory and time.
 PART_SCORES = 2**22
 
+# Queries of a block in the walk over a bias, beyond and up to so many keys: where queries see
+# different keys, small blocks leave out more of them, and long rows weigh more than starting nodes.
+WALK_BLOCK, SHORT_WALK_BLOCK, WALK_KEYS = 256, 128, 1024
+
 
 def query_is_small(op, steps):
     """True where nothing is worth looking at twice, empty queries included: one bool."""
@@ -149,6 +153,26 @@ def block_size(op, steps):
     lanes = op.Mul(count, [LANES], _outputs=["lane_count"])
     lane = op.Div(op.Add(queries, op.Sub(lanes, [1])), lanes, _outputs=["lane"])
     return op.Mul(lane, [LANES], _outputs=["block"])
+
+
+def walk_block(op, queries, keys, alike=False):
+    """Query rows of one block in the walk over a bias, as even as they come: int64[1].
+
+    `alike`: whether all queries see the same keys, so that small blocks leave out no more.
+    """
+    block = op.Max(op.Div([BLOCK_PAIRS], keys), [SMALLEST_BLOCK])
+    limit = [WALK_BLOCK]
+    if not alike:
+        many = op.Less([WALK_KEYS], keys, _outputs=["many_keys"])
+        limit = op.Where(many, limit, [SHORT_WALK_BLOCK])
+    return even_blocks(op, queries, op.Min(block, limit))
+
+
+def even_blocks(op, queries, block):
+    """The size of as few blocks of at most `block` queries as there can be: int64[1]."""
+    last = op.Sub(queries, [1])
+    count = op.Add(op.Div(last, block), [1], _outputs=["block_count"])
+    return op.Add(op.Div(last, count), [1], _outputs=["block"])
 
 
 def lanes_of(op, keys):
