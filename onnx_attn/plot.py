@@ -7,6 +7,7 @@ nothing else in the package needs it.
 from __future__ import annotations
 
 import importlib.util
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import InputError, OnnxAttnError
+from .file.disk import write_file
 
 INSTALL_HINT = "pip install 'onnx_attn[plot]'"
 
@@ -34,6 +36,8 @@ def save_heatmap(
     query_labels: Sequence[str] | None = None,
     value_labels: Sequence[str] | None = None,
     title: str | None = None,
+    query_mask: npt.NDArray[np.bool_] | None = None,
+    value_mask: npt.NDArray[np.bool_] | None = None,
 ) -> Path:
     """Write the attention scores of one batch row as a heatmap.
 
@@ -44,14 +48,17 @@ def save_heatmap(
         query_labels: a name for each of the Tq rows.
         value_labels: a name for each of the Tv columns.
         title: a line above the picture.
+        query_mask: bool `[Tq]`; rows where it is False are striped and marked "output 0".
+        value_mask: bool `[Tv]`; columns where it is False are striped.
 
     Returns:
         The path written.
 
     Raises:
-        InputError: `scores` is not `[Tq, Tv]` or is empty, a list of labels has another length,
+        InputError: `scores` is not `[Tq, Tv]` or is empty, labels or a mask have another length,
             or the suffix names no picture format.
-        OnnxAttnError: matplotlib is not installed, or the file cannot be written.
+        OnnxAttnError: matplotlib is not installed.
+        ModelError: the file cannot be written.
     """
     scores = np.asarray(scores)
     path = Path(path)
@@ -61,14 +68,16 @@ def save_heatmap(
             f"one value position; received {list(scores.shape)}. "
             "Fix: choose a row of the batch, as in attention_scores[0]."
         )
-    for name, labels, length in (
+    for name, given, length in (
         ("query_labels", query_labels, scores.shape[0]),
         ("value_labels", value_labels, scores.shape[1]),
+        ("query_mask", query_mask, scores.shape[0]),
+        ("value_mask", value_mask, scores.shape[1]),
     ):
-        if labels is not None and len(labels) != length:
+        if given is not None and len(given) != length:
             raise InputError(
                 f"{name}: expected {length} for scores {list(scores.shape)}; "
-                f"received {len(labels)}. Fix: give one label for each position."
+                f"received {len(given)}. Fix: give one for each position."
             )
     try:
         from matplotlib.figure import Figure
@@ -105,20 +114,35 @@ def save_heatmap(
             axes.text(
                 column, row, weight_text(float(weight)), ha="center", va="center", color=colour
             )
+    for row in _hidden(query_mask):
+        _stripe(axes, (-0.5, row - 0.5), columns, 1)
+        axes.text(columns - 0.4, row, "output 0", va="center", fontstyle="italic")
+    for column in _hidden(value_mask):
+        _stripe(axes, (column - 0.5, -0.5), 1, rows)
     figure.colorbar(image, ax=axes, label="attention")
 
-    # Asked of matplotlib first, so that an OSError below is about the file alone.
     formats = figure.canvas.get_supported_filetypes()
     if path.suffix.lstrip(".").lower() not in formats:
         raise InputError(
             f"{path}: expected a picture format as suffix, received {path.suffix or 'none'!r}. "
             f"Fix: use one of {', '.join('.' + name for name in sorted(formats))}."
         )
-    try:
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise OnnxAttnError(f"{path}: cannot be written: {error}") from error
-    return path
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=150, format=path.suffix.lstrip(".").lower())
+    return write_file(path, picture.getvalue())
+
+
+def _hidden(mask: npt.NDArray[np.bool_] | None) -> list[int]:
+    return [] if mask is None else np.flatnonzero(~mask).tolist()
+
+
+def _stripe(axes: Any, corner: tuple[float, float], width: float, height: float) -> None:
+    """Stripes over cells that a mask hides."""
+    from matplotlib.patches import Rectangle
+
+    axes.add_patch(
+        Rectangle(corner, width, height, fill=False, hatch="///", edgecolor="0.6", linewidth=0)
+    )
 
 
 def weight_text(weight: float) -> str:

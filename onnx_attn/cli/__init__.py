@@ -9,7 +9,17 @@ import typer
 
 __all__ = ["load_commands", "main"]
 
-COMMANDS = ("export", "run", "inspect", "verify", "models", "bench", "doctor", "demo")
+COMMANDS = (
+    "export",
+    "run",
+    "inspect",
+    "verify",
+    "triton",
+    "models",
+    "bench",
+    "doctor",
+    "demo",
+)
 
 
 def load_commands() -> typer.Typer:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 from onnxscript import GraphBuilder, optimizer
 
-from ..configuration import IR_OF_OPSET, ExportOptions, LayerConfig, TensorSpec, contract
+from ..configuration import IR_OF_OPSET, LayerConfig, LayerFile, TensorSpec
 from .schedules.auto import auto
 from .schedules.dense import dense
 from .schedules.fused import DOMAIN, fused
@@ -33,13 +31,12 @@ ONNX_TYPES = {
 }
 
 
-def build_model(
-    config: LayerConfig, options: ExportOptions, weights: Mapping[str, np.ndarray[Any, Any]]
-) -> ir.Model:
-    """The flat model of `config` and `options`, with `weights` as its trained values.
+def build_model(file: LayerFile) -> ir.Model:
+    """The flat model of a layer, with its weights as trained values.
 
     Same arguments, same model: nothing depends on the run. Metadata and texts are the exporter's.
     """
+    config, options, weights, specs = file.config, file.options, file.weights, file.contract
     graph = ir.Graph(
         name="attention" if config.layer == "Attention" else "additive_attention",
         inputs=[],
@@ -48,7 +45,6 @@ def build_model(
         opset_imports={"": options.opset} | ({DOMAIN: 1} if options.needs_onnxruntime else {}),
     )
     builder = GraphBuilder(graph)
-    specs = contract(config, options)
     given = {
         name: builder.input(name, ONNX_TYPES[spec.dtype], ir.Shape(spec.dims))
         for name, spec in specs.inputs.items()
@@ -70,7 +66,7 @@ def build_model(
     values = {name: weights[name] for name in constants}
     for name, spec in specs.inputs.items():
         if spec.optional:
-            values[name] = default_of(spec, weights.get(name))
+            values[name] = spec.default
     for name, array in values.items():
         given[name].const_value = ir.tensor(array, name=name)
         graph.register_initializer(given[name])
@@ -173,12 +169,3 @@ def _constant_name(value: ir.Value) -> str:
     numbers = "_".join(f"{number:g}" for number in array.reshape(-1)[:4].astype(float))
     kind = "" if array.dtype.kind == "f" else f"_{array.dtype}"
     return f"constant_{numbers}{kind}".replace("-", "minus_").replace("+", "")
-
-
-def default_of(spec: TensorSpec, weight: np.ndarray[Any, Any] | None) -> np.ndarray[Any, Any]:
-    """The value an optional input has when it is left out: no mask, trained weight, no training."""
-    if weight is not None:
-        return weight
-    if spec.name == "training":
-        return np.array(False)
-    return np.ones([dim if isinstance(dim, int) else 1 for dim in spec.dims], np.bool_)

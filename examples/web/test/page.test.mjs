@@ -179,9 +179,10 @@ test("every control is reached by Tab, and each has a name", async (t) => {
   }
   const { query, value } = sample.pairs[0];
   assert.deepEqual(reached, [
-    "pair", "scale", "causal", "unmask",
+    "pair",
     ...value.tokens.map((token, j) => `${token}, value word ${j + 1}`),
     ...query.tokens.map((token, i) => `${token}, query word ${i + 1}`),
+    "scale", "causal", "unmask",
     "Check every model of the catalogue in this browser",
     "Leave out the key", "Query in float64", "Key shorter than value", "A file cut in half",
   ]);
@@ -255,6 +256,67 @@ test("the test vectors hold for both files", async (t) => {
   }
   assert.match(await text(page, "#time"), /^\d+\.\d\d ms$/);
   assert.match(await text(page, "#runtime"), /^onnxruntime-web \d+\.\d+\.\d+, wasm$/);
+});
+
+test("while test vectors are checked the page says so", async (t) => {
+  let release;
+  const held = new Promise((resolve) => { release = resolve; });
+  const context = await chromium.browser.newContext();
+  t.after(() => context.close());
+  const page = await context.newPage();
+  await page.route("**/test_data_set_*/**", async (route) => {
+    await held;
+    await route.continue();
+  });
+  await page.goto(chromium.url);
+  await page.waitForSelector("#vectors li");
+  assert.equal(await text(page, "#vectors [data-model=scale_input]"), "scale_input: checking…");
+  release();
+  await ready(page);
+  assert.match(await text(page, "#vectors [data-model=scale_input]"), /largest error/);
+});
+
+test("a file's first run is not shown as its time", async (t) => {
+  const slowAtFirst = `
+const met = new WeakSet();
+export async function run(session, feeds) {
+  if (!met.has(session)) await new Promise((resolve) => setTimeout(resolve, 2000));
+  met.add(session);
+  return quickRun(session, feeds);
+}`;
+  const page = await open(t, {
+    prepare: (page) => page.route("**/attention.mjs", async (route) => {
+      const response = await route.fetch();
+      const body = await response.text();
+      const renamed = body.replace("export const run =", "const quickRun =");
+      assert.notEqual(renamed, body);
+      await route.fulfill({ response, body: renamed + slowAtFirst });
+    }),
+  });
+  const milliseconds = async () => Number.parseFloat(await text(page, "#time"));
+  assert.ok(await milliseconds() < 1000, await text(page, "#time"));
+  await page.click("#causal");
+  await expectMap(page, { causal: true });
+  assert.ok(await milliseconds() < 1000, await text(page, "#time"));
+});
+
+test("at 1,280 pixels the choice shows both sentences", async (t) => {
+  const page = await open(t, { viewport: { width: 1280, height: 800 } });
+  for (let pair = 0; pair < sample.pairs.length; pair += 1) {
+    await page.selectOption("#pair", String(pair));
+    const [wanted, given] = await page.$eval("#pair", (select) => {
+      const context = document.createElement("canvas").getContext("2d");
+      context.font = getComputedStyle(select).font;
+      return [context.measureText(select.selectedOptions[0].text).width, select.clientWidth];
+    });
+    assert.ok(wanted + 40 < given, `pair ${pair}: ${wanted} of ${given} pixels`);
+  }
+});
+
+test("on a phone the map begins in the first screen, and its weights are seen", async (t) => {
+  const page = await open(t, { viewport: { width: 390, height: 844 }, hasTouch: true, isMobile: true });
+  const { bottom } = (await page.locator("#heatmap tbody tr").nth(2).boundingBox().then((box) => ({ bottom: box.y + box.height })));
+  assert.ok(bottom < 844, `the third row ends at ${bottom}`);
 });
 
 test("a wrong number in a test vector is seen", async (t) => {
