@@ -19,8 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnxscript import GraphBuilder
 
-from onnx_attn.graph.schedules.bias_walk import bias_facts, bias_walk
-from onnx_attn.graph.schedules.thresholds import walk_block
+from onnx_attn.graph.schedules.bias_walk import bias_facts, bias_walk, walk_block
 
 FLOATS = {"float32": ir.DataType.FLOAT, "float64": ir.DataType.DOUBLE}
 LOWEST = float(np.finfo(np.float32).min)

@@ -157,7 +157,7 @@ CHOICES = {
     "plain, many scores in short rows": ((False, 70, 512, 512, 16, ONE), 0, 1),
     "causal 128": ((True, 4, 128, 128, 64, ONE), 0, 1),
     "causal 512: halves": ((True, 2, 512, 512, 32, ONE), 0, 2),
-    "causal 511: no even halves": ((True, 2, 511, 511, 32, ONE), 0, 4),
+    "causal 511: halves of odd length": ((True, 2, 511, 511, 32, ONE), 0, 2),
     "causal, many rows: four parts": ((True, 4, 512, 512, 32, ONE), 0, 4),
     "causal 1,024: four longer parts": ((True, 1, 1024, 1024, 32, ONE), 0, 4),
     "causal, longer, more rows: eight parts": ((True, 3, 1021, 1021, 32, ONE), 0, 8),

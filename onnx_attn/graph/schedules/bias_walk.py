@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from .thresholds import HIDDEN
+from ...configuration import HIDDEN
+from . import thresholds
 
 # A key counts as hidden where the bias is at most this: beside one without a bias it then weighs
 # exp(-9000) = 0, unless scores differ by thousands. What models write is -1e4 and less.
@@ -74,7 +75,7 @@ def bias_facts(
         bias: float `[batch, heads, Tq, Tv]`, each dim 1 or the axis; None for none.
         query_length: Tq, int64[1], at least 1.
         key_length: Tv, int64[1], at least 1.
-        block: Queries of a block, int64[1], at least 1; see `thresholds.walk_block`.
+        block: Queries of a block, int64[1], at least 1; see `walk_block`.
         causal: Whether query i sees keys j <= i only.
         key_mask: bool `[batch or 1, Tv]`, True where a key may be seen; None for none.
         penalty: What causal and the key mask add to a hidden score: once where both hide it.
@@ -131,6 +132,24 @@ def bias_facts(
     widths = {name: len(parts) for name, parts in columns.items()}
     whole = None if rows is None else rows.rows
     return Facts(table, _kept(op, blocks), widths, dtype, whole, triangle, mask)
+
+
+def walk_block(op: Any, query_length: Any, key_length: Any, alike: bool = False) -> Any:
+    """Queries of a block, as even as they come: int64[1], at least 1.
+
+    `alike`: whether all queries see the same keys, so that small blocks leave out no more.
+    """
+    keys = op.Max(key_length, _ints(op, 1))
+    block = op.Div(_ints(op, thresholds.BLOCK_PAIRS), keys)
+    block = op.Max(block, _ints(op, thresholds.SMALLEST_BLOCK))
+    limit = _ints(op, thresholds.WALK_BLOCK)
+    if not alike:
+        many = op.Less(_ints(op, thresholds.WALK_KEYS), key_length, _outputs=["many_keys"])
+        limit = op.Where(many, limit, _ints(op, thresholds.SHORT_WALK_BLOCK))
+    one = _ints(op, 1)
+    latest = op.Sub(query_length, one)
+    count = op.Add(op.Div(latest, op.Min(block, limit)), one)
+    return op.Add(op.Div(latest, count), one, _outputs=["even_block"])
 
 
 def bias_walk(
@@ -297,7 +316,8 @@ class _Blocks:
 
 
 def _blocks(op: Any, length: Any, size: Any) -> _Blocks:
-    size = op.Min(size, length, _outputs=["block"])
+    # At least 1: tools that fix a length at 0 compute this beforehand.
+    size = op.Max(op.Min(size, length), _ints(op, 1), _outputs=["block"])
     count = op.Div(op.Sub(op.Add(length, size), _ints(op, 1)), size, _outputs=["block_count"])
     numbers = op.Unsqueeze(_range(op, count), _ints(op, 1))
     starts = op.Min(op.Mul(numbers, size), op.Sub(length, size), _outputs=["block_starts"])
