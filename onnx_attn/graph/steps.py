@@ -32,8 +32,8 @@ AXES = {
 class Tensors:
     """The values a schedule reads.
 
-    `value_mask`, `query_mask`, `scale`, `concat_score_weight` and `training` are None where the
-    file has none of them.
+    `value_mask`, `query_mask`, `scale`, `concat_score_weight`, `training` and `bias` are None where
+    the file has none of them.
     """
 
     query: ir.Value
@@ -44,6 +44,7 @@ class Tensors:
     scale: ir.Value | None = None
     concat_score_weight: ir.Value | None = None
     training: ir.Value | None = None
+    bias: ir.Value | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class Steps:
     """The layer's formulas for one configuration, on whole tensors or on blocks of them.
 
     `known` holds the sizes that are fixed in the file, by dim name. `weights` are the trained
-    values that bodies may read (see `tied`).
+    values that bodies may read (see `tied`). `heads`: whether the tensors have an axis of heads
+    after the batch. `renamed`: what declared dims are called where heads are rows of the batch.
     """
 
     config: LayerConfig
@@ -59,6 +61,8 @@ class Steps:
     scores_wanted: bool = False
     known: Mapping[str, int] = field(default_factory=dict[str, int])
     weights: tuple[tuple[ir.Value, int], ...] = ()
+    heads: bool = False
+    renamed: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def compute(self) -> ir.DataType:
@@ -290,7 +294,7 @@ class Steps:
 
     def shape(self, *dims: str | None) -> ir.Shape:
         """A declared shape, in fixed sizes where the file fixes them."""
-        return ir.Shape([dim if dim is None else self.known.get(dim, dim) for dim in dims])
+        return ir.Shape([dim and self.known.get(dim, self.renamed.get(dim, dim)) for dim in dims])
 
     def branches(
         self,
