@@ -138,7 +138,7 @@ class Steps:
         """
         if op.builder.parent is not None or not self.weights:
             return op.Constant(value=ir.tensor(number))
-        sizes_of_weights = [op.Size(weight, _outputs=["weight_size"]) for weight, _ in self.weights]
+        sizes_of_weights = [self.count(op, weight, "weight_size") for weight, _ in self.weights]
         rest = op.Constant(value=ir.tensor(number - sum(count for _, count in self.weights)))
         for size in sizes_of_weights:
             rest = op.Add(rest, size, _outputs=["tied_to_weights"])
@@ -151,9 +151,12 @@ class Steps:
     def prepare_query(self, op: OpBuilder, query: ir.Value) -> ir.Value:
         """Work that is done once per query row, not once per score."""
         if self.has_dot_scores and self.tensors.scale is not None:
-            return op.call_inline(
-                formulas.scaled_query, query, self.tensors.scale, _outputs=["query_scaled"]
-            )
+            scale = self.tensors.scale
+            if self.compute == ir.DataType.DOUBLE:
+                # ONNX Runtime takes a constant scalar into MatMul, as an attribute of 32 bits.
+                dim = op.Slice(op.Shape(query), [-1], [2**31 - 1], _outputs=["dim_of_query"])
+                scale = op.Expand(scale, dim, _outputs=["scale_of_features"])
+            return op.call_inline(formulas.scaled_query, query, scale, _outputs=["query_scaled"])
         return query
 
     def scores(self, op: OpBuilder, query: ir.Value, key: ir.Value) -> ir.Value:

@@ -56,6 +56,7 @@ def test_export_takes_every_option_of_layer_and_file(tmp_path: Path) -> None:
         *("--dtype", "float64", "--name", "decoder", "--no-key", "--masks", "value"),
         *("--inputs", "optional", "--scale", "input", "--return-attention-scores", "--training"),
         *("--schedule", "dense", "--opset", "19", "--dims", "batch=2,dim=8"),
+        *("--heads", "--bias"),
     )
     assert result.exit_code == 0, text_of(result)
     layer = Attention.load(path)
@@ -79,6 +80,8 @@ def test_export_takes_every_option_of_layer_and_file(tmp_path: Path) -> None:
         "schedule": "dense",
         "opset": 19,
         "dims": {"batch": 2, "dim": 8},
+        "heads": True,
+        "bias": True,
     }
 
 
