@@ -24,7 +24,7 @@ from oracle import MODES, close, make_layer, weights_for
 from protos import nodes_of
 from strategies import numpy_dtype
 
-SHRUNK = {"MASKED_PAIRS": 10, "BLOCK_PAIRS": 16, "SMALLEST_BLOCK": 2, "SHORT_WALK_BLOCK": 4}
+SHRUNK = {"MASKED_PAIRS": 10, "BLOCK_PAIRS": 16, "SMALLEST_BLOCK": 2, "WALK_BLOCK": 4}
 SCHEDULES = ("auto", "dense", "tiled")
 FORMS = [(True, False), (False, True), (True, True)]  # heads, bias
 

@@ -35,21 +35,14 @@ __all__ = ["Facts", "bias_facts", "bias_walk", "walk_block"]
 INT64 = ir.DataType.INT64
 
 
-def walk_block(op: Any, query_length: Any, key_length: Any, alike: bool = False) -> Any:
-    """Queries of a block, as even as they come: int64[1], at least 1.
-
-    `alike`: whether all queries see the same keys, so that small blocks leave out no more.
-    """
-    keys = op.Max(key_length, ints(op, 1))
-    block = op.Div(ints(op, thresholds.BLOCK_PAIRS), keys)
-    block = op.Max(block, ints(op, thresholds.SMALLEST_BLOCK))
-    limit = ints(op, thresholds.WALK_BLOCK)
-    if not alike:
-        many = op.Less(ints(op, thresholds.WALK_KEYS), key_length, _outputs=["many_keys"])
-        limit = op.Where(many, limit, ints(op, thresholds.SHORT_WALK_BLOCK))
+def walk_block(op: Any, query_length: Any, key_length: Any) -> Any:
+    """Queries of a block, as even as they come: int64[1], at least 1."""
     one = ints(op, 1)
+    block = op.Div(ints(op, thresholds.BLOCK_PAIRS), op.Max(key_length, one))
+    block = op.Max(block, ints(op, thresholds.SMALLEST_BLOCK))
+    block = op.Min(block, ints(op, thresholds.WALK_BLOCK))
     latest = op.Sub(query_length, one)
-    count = op.Add(op.Div(latest, op.Min(block, limit)), one)
+    count = op.Add(op.Div(latest, block), one)
     return op.Add(op.Div(latest, count), one, _outputs=["even_block"])
 
 
