@@ -35,12 +35,16 @@ __all__ = ["Facts", "bias_facts", "bias_walk", "walk_block"]
 INT64 = ir.DataType.INT64
 
 
-def walk_block(op: Any, query_length: Any, key_length: Any) -> Any:
-    """Queries of a block, as even as they come: int64[1], at least 1."""
+def walk_block(op: Any, query_length: Any, key_length: Any, alike: bool = False) -> Any:
+    """Queries of a block, as even as they come: int64[1], at least 1.
+
+    `alike`: whether all queries see the same keys, as under a key mask alone, so that small blocks
+    leave out no more.
+    """
     one = ints(op, 1)
     block = op.Div(ints(op, thresholds.BLOCK_PAIRS), op.Max(key_length, one))
     block = op.Max(block, ints(op, thresholds.SMALLEST_BLOCK))
-    block = op.Min(block, ints(op, thresholds.WALK_BLOCK))
+    block = op.Min(block, ints(op, thresholds.LARGEST_BLOCK if alike else thresholds.WALK_BLOCK))
     latest = op.Sub(query_length, one)
     count = op.Add(op.Div(latest, block), one)
     return op.Add(op.Div(latest, count), one, _outputs=["even_block"])
