@@ -93,7 +93,7 @@ def batch_of_query(op: OpBuilder, steps: Steps) -> Steps:
         return steps
     tensors = steps.tensors
     batch = op.Shape(tensors.query, start=0, end=1, _outputs=["query_batch"])
-    shape = op.Concat(batch, [0, 0], axis=0, _outputs=["shape_in_batch"])
+    shape = sizes.vector(op, batch, 0, 0)
 
     def check(tensor: ir.Value, name: str) -> ir.Value:
         return rule(op.Reshape(tensor, shape, _outputs=[f"{name}_checked"]), name, Rule.BATCHES)

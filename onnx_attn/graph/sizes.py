@@ -29,10 +29,19 @@ def scalar(op: OpBuilder, size: Size) -> Any:
 
 
 def vector(op: OpBuilder, *sizes: Size) -> Any:
-    """`sizes` as one int64[n]: a shape, or bounds of a Slice."""
-    if all(isinstance(size, int) for size in sizes):
-        return list(sizes)
-    return op.Concat(*(in_graph(size) for size in sizes), axis=0)
+    """`sizes` as one int64[n]: a shape, or bounds of a Slice.
+
+    A single unknown size is not joined by Concat: ONNX Runtime takes a Reshape's only unknown for
+    "what is left" (-1), which fits every batch and fails on empty tensors.
+    """
+    known = [size if isinstance(size, int) else 0 for size in sizes]
+    unknown = [size for size in sizes if not isinstance(size, int)]
+    if not unknown:
+        return known
+    if len(unknown) > 1 or len(sizes) == 1:
+        return op.Concat(*(in_graph(size) for size in sizes), axis=0)
+    place = op.Mul(unknown[0], [int(not isinstance(size, int)) for size in sizes])
+    return op.Add(place, known) if any(known) else place
 
 
 def add(op: OpBuilder, a: Size, b: Size, name: str = "sum") -> Size:
