@@ -228,7 +228,8 @@ def test_the_lock_files_name_public_registries_alone() -> None:
 def test_a_wheel_carries_every_source(name: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     carried = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
-    home = str(languages.IN_WHEEL.relative_to(ROOT))
+    package = Path(languages.__file__).parents[2]  # installed or in a checkout
+    home = str(languages.IN_WHEEL.relative_to(package.parent))
     assert all(carried[path] == path.replace("examples", home, 1) for path in carried)
     for pattern in getattr(RUNTIMES[name], "files"):  # noqa: B009
         found = list((EXAMPLES / name).glob(pattern))
