@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from ..configuration import LayerConfig
 from . import formulas
-from .builder import Form, OpBuilder, Results, subgraph
+from .builder import Form, OpBuilder, Results, branching, subgraph
 from .guards import Rule, fits, rule
 from .sizes import Size, Truth
 
@@ -284,12 +284,14 @@ class Steps:
         def kept(op: OpBuilder) -> ir.Value:
             return op.Identity(weights)
 
-        return op.If(
+        (result,) = branching(
+            op,
             self.tensors.training,
-            then_branch=subgraph(op, dropped, [self.value_named("weights_dropped", *dims)]),
-            else_branch=subgraph(op, kept, [self.value_named("weights_kept", *dims)]),
-            _outputs=["weights_in_training"],
+            subgraph(op, dropped, [self.value_named("weights_dropped", *dims)]),
+            subgraph(op, kept, [self.value_named("weights_kept", *dims)]),
+            ["weights_in_training"],
         )
+        return result
 
     def value_named(self, name: str, *dims: str | None) -> ir.Value:
         """A declaration of a subgraph's input or output in the type of the arithmetic."""
@@ -319,10 +321,5 @@ class Steps:
                 outputs.append(self.value_named(f"weights_{name}", "batch", "Tq", "Tv"))
             return subgraph(op, form, outputs)
 
-        results = op.If(
-            condition,
-            then_branch=branch(*then),
-            else_branch=branch(*otherwise),
-            _outputs=["attended", "weights"][: 1 + self.scores_wanted],
-        )
-        return tuple(results) if self.scores_wanted else (results,)
+        names = ["attended", "weights"][: 1 + self.scores_wanted]
+        return branching(op, condition, branch(*then), branch(*otherwise), names)

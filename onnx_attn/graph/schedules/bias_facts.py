@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...configuration import HIDDEN
-from ..builder import subgraph
+from ..builder import scanned, subgraph
 from ..nodes import ints, numbered, one_number, parts_of, reduced, sliced, view
 
 # A key counts as hidden where the bias is at most this: beside one without a bias it then weighs
@@ -274,17 +274,13 @@ def _numbers_of_bias(
             see = op.Greater(reduced(op, "ReduceMin", counts, 1, 1), none)
         return _unless(op, op.Not(see), first, open_end, last, key_length)
 
-    numbers = op.Scan(
-        table,
-        body=subgraph(
-            op,
-            of_block,
-            [view("facts_of_block", INT64, "mask_rows", 3)],
-            [view("bias_block", INT64, len(columns))],
-        ),
-        num_scan_inputs=1,
-        _outputs=["facts_of_bias"],
+    body = subgraph(
+        op,
+        of_block,
+        [view("facts_of_block", INT64, "mask_rows", 3)],
+        [view("bias_block", INT64, len(columns))],
     )
+    (numbers,) = scanned(op, [table], body, ["facts_of_bias"])
     if mask is None:
         lead = op.Concat(bias.lead, ints(op, -1, 3), axis=0)
         return op.Reshape(numbers, lead, _outputs=["bias_facts"])

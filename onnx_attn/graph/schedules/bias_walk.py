@@ -25,7 +25,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from ..builder import subgraph
+from ..builder import scanned, subgraph
 from ..nodes import ints, parts_of, view
 from . import thresholds
 from .bias_facts import Facts, bias_facts
@@ -106,13 +106,12 @@ def bias_walk(
             return attended, op.Pad(weights, pads, _outputs=["weights_of_all_keys"])
 
         width = sum(facts.columns.values())
-        found = op.Scan(
-            op.Reshape(table, ints(op, -1, width), _outputs=["facts_of_row"]),
-            body=subgraph(op, of_block, outputs("block"), [view("block_facts", INT64, width)]),
-            num_scan_inputs=1,
-            _outputs=["attended_of_blocks", "weights_of_blocks"][: 1 + weights_wanted],
+        found = scanned(
+            op,
+            [op.Reshape(table, ints(op, -1, width), _outputs=["facts_of_row"])],
+            subgraph(op, of_block, outputs("block"), [view("block_facts", INT64, width)]),
+            ["attended_of_blocks", "weights_of_blocks"][: 1 + weights_wanted],
         )
-        found = found if weights_wanted else (found,)
         return [op.Gather(op.Flatten(part, axis=2), facts.kept, axis=0) for part in found]
 
     def outputs(rows: str) -> list[ir.Value]:
@@ -125,17 +124,14 @@ def bias_walk(
         view("value_of_row", facts.dtype, "Tv", "value_dim"),
         view("table_of_row", INT64, "facts"),
     ]
-    found = op.Scan(
-        rows(query),
-        rows(key),
-        rows(value),
-        op.Flatten(table, axis=2),
-        body=subgraph(op, of_row, outputs("Tq"), views),
-        num_scan_inputs=len(views),
-        _outputs=["attended_of_rows", "weights_of_rows"][: 1 + weights_wanted],
+    found = scanned(
+        op,
+        [rows(query), rows(key), rows(value), op.Flatten(table, axis=2)],
+        subgraph(op, of_row, outputs("Tq"), views),
+        ["attended_of_rows", "weights_of_rows"][: 1 + weights_wanted],
     )
     shape = op.Concat(op.Shape(query, start=0, end=3), ints(op, -1), axis=0)
-    return tuple(op.Reshape(part, shape) for part in (found if weights_wanted else (found,)))
+    return tuple(op.Reshape(part, shape) for part in found)
 
 
 def _block_scores(
