@@ -104,7 +104,7 @@ def bench(
         processes=processes or (2 if quick else 8),
         rounds=rounds or (2 if quick else 3),
         seconds=seconds or (0.02 if quick else 0.1),
-        load_seconds=0.5 if quick else 3.0,
+        load_seconds=0.3 if quick else 1.0,
     )
     if output is not None and not output.parent.is_dir():
         raise InputError(f"--output: there is no folder {output.parent}")

@@ -221,9 +221,18 @@ def test_a_run_keeps_what_it_has_so_far() -> None:
     assert kept == [(1, False), (2, False), (2, False), (2, True)]
 
 
+def test_an_error_in_any_round_of_a_load_is_told() -> None:
+    def of_speed(speed: float, error: str | None) -> dict[str, Any]:
+        return {"per_second": speed, "errors": int(error is not None), "first_error": error}
+
+    rounds = [of_speed(3.0, None), of_speed(1.0, "wrong bits"), of_speed(2.0, None)]
+    assert suite._median_load(rounds) == of_speed(2.0, "wrong bits")
+
+
 def test_memory_session_and_load_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suite, "QUICK_MEMORY_LENGTHS", (64, 1024))
     monkeypatch.setattr(suite, "CLIENTS", (2,))
+    monkeypatch.setattr(suite, "SESSIONS", (1, 2))
     monkeypatch.setattr(suite, "LOAD_CELLS", (QUICK_CELLS[0],))
     data = measure(
         names=["dense"],
@@ -238,11 +247,16 @@ def test_memory_session_and_load_run(monkeypatch: pytest.MonkeyPatch) -> None:
         assert grown < 20 * scores + 4e6
         if entry["Tq"] == 1024:
             assert grown > scores / 2
-    (load,) = data["load"]
-    assert load["errors"] == 0
-    assert load["clients"] == 2
-    assert load["requests"] > 0
-    assert load["p50"] <= load["p99"]
+    assert [(load["clients"], load["sessions"], load["threads"]) for load in data["load"]] == [
+        (2, 1, 1),
+        (2, 1, 1),
+        (2, 2, 1),
+    ]
+    for load in data["load"]:
+        assert load["errors"] == 0
+        assert load["requests"] > 0
+        assert load["p50"] <= load["p99"]
+    assert "| plain 1x16x16x64 | 2 | 2 of 1 |" in report(data)
     page = report(data)
     for title in ("## Memory", "## The session's own cost", "## Load"):
         assert title in page

@@ -146,27 +146,33 @@ def import_seconds(statement: str, bytecode: Path) -> float:
     return float(done.stdout.split()[-1])
 
 
-def load(cell: dict[str, Any], clients: int, seconds: float, threads: int) -> dict[str, Any]:
-    """`clients` threads on one AttentionSession, each asking again as soon as it is answered.
+def load(
+    cell: dict[str, Any], clients: int, seconds: float, threads: int, sessions: int = 1
+) -> dict[str, Any]:
+    """`clients` threads that share AttentionSessions, each asking again as soon as it is answered.
 
-    Every client has inputs of its own; every 16th answer is compared, bit by bit, with that of
-    a serial run before the load. Returns requests per second, latency in microseconds, errors.
+    Client c asks session c modulo `sessions`; each session has `threads` threads. Every client has
+    inputs of its own; every 16th answer is compared, bit by bit, with that of a serial run before
+    the load. Returns requests per second, latency in microseconds, errors.
     """
     from ...session.session import AttentionSession
 
     made = Cell(**cell)
-    session = AttentionSession(our_model(made, HEADLINE), device="cpu", threads=threads)
+    model = our_model(made, HEADLINE)
+    opened = [AttentionSession(model, device="cpu", threads=threads) for _ in range(sessions)]
     feeds = [
         {name: np.roll(tensor, client, 1) for name, tensor in inputs(made).items()}
         for client in range(clients)
     ]
-    serial = [session.run(feed)["output"] for feed in feeds]
+    asked = [opened[client % sessions] for client in range(clients)]
+    serial = [session.run(feed)["output"] for session, feed in zip(asked, feeds, strict=True)]
     latencies: list[list[float]] = [[] for _ in feeds]
     errors: list[str] = []
     start_together = threading.Barrier(clients + 1)
 
     def client(number: int) -> None:
         mine, feed, clock = latencies[number], feeds[number], time.perf_counter
+        session = asked[number]
         start_together.wait()
         until = clock() + seconds
         while True:
@@ -194,6 +200,8 @@ def load(cell: dict[str, Any], clients: int, seconds: float, threads: int) -> di
     p50, p99 = (float(value) * 1e6 for value in np.percentile(every, [50, 99]))
     return {
         "clients": clients,
+        "sessions": sessions,
+        "threads": threads,
         "requests": len(every),
         "per_second": len(every) / took,
         "p50": p50,

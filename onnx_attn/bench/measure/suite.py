@@ -23,7 +23,9 @@ from .turns import CAN_PAUSE, TOLERANCE, Plan, Progress, RefusedError, run_cells
 
 FORMAT = 1
 PARTS = ("cells", "memory", "session", "load")
+# Clients of one session of all threads; sessions of one thread that share the most clients.
 CLIENTS = (1, 2, 4, 8)
+SESSIONS = (1, 2, 4)
 IMPORTS = {
     "numpy and onnxruntime": "import numpy, onnxruntime",
     "with AttentionSession": "import numpy, onnxruntime; from onnx_attn import AttentionSession",
@@ -73,6 +75,15 @@ class Request:
             if candidate.kind != "bound" and candidate.name != "true-masks"
         ]
 
+    def loads(self) -> list[dict[str, Any]]:
+        """Clients, sessions and their threads: one session of all threads, several of one."""
+        one = [(clients, 1, self.threads) for clients in CLIENTS]
+        several = [(max(SESSIONS), sessions, 1) for sessions in SESSIONS]
+        return [
+            {"clients": c, "sessions": s, "threads": t, "seconds": self.load_seconds}
+            for c, s, t in [*one, *several]
+        ]
+
     @property
     def steps(self) -> int:
         """Steps in all, for a progress bar."""
@@ -80,7 +91,7 @@ class Request:
             "cells": self.plan().steps,
             "memory": len(self.memory_cells()) * len(self.memory_candidates()),
             "session": self.processes * (2 + len(IMPORTS)),
-            "load": len(LOAD_CELLS) * len(CLIENTS),
+            "load": len(LOAD_CELLS) * len(self.loads()) * self.rounds,
         }
         return sum(counts[part] for part in self.parts)
 
@@ -228,21 +239,26 @@ def import_times(count: int, progress: Progress = lambda _: None) -> dict[str, l
 
 
 def load(request: Request, progress: Progress) -> list[dict[str, Any]]:
-    """1, 2, 4 and 8 clients on one session in a closed loop."""
-    measured: list[dict[str, Any]] = []
-    for cell in LOAD_CELLS:
-        for clients in CLIENTS:
-            asked = {
-                "do": "load",
-                "cell": asdict(cell),
-                "clients": clients,
-                "seconds": request.load_seconds,
-                "threads": request.threads,
-            }
-            found = _ask_fresh(asked, request.threads)
-            measured.append({"name": cell.name, **found})
-            progress(f"load, {cell.name}: {clients} clients")
-    return measured
+    """Each of `Request.loads` in turn, in a process of its own; of its rounds the median one."""
+    rounds: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for _ in range(request.rounds):
+        for cell in LOAD_CELLS:
+            for number, asked in enumerate(request.loads()):
+                found = _ask_fresh({"do": "load", "cell": asdict(cell), **asked}, asked["threads"])
+                rounds.setdefault((cell.name, number), []).append({"name": cell.name, **found})
+                progress(f"load, {cell.name}: {asked['clients']} clients")
+    return [_median_load(found) for found in rounds.values()]
+
+
+def _median_load(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """The round of median speed, with the errors of all."""
+    ordered = sorted(rounds, key=lambda found: found["per_second"])
+    errors = [found["first_error"] for found in rounds if found["errors"]]
+    return {
+        **ordered[len(ordered) // 2],
+        "errors": sum(found["errors"] for found in rounds),
+        "first_error": errors[0] if errors else None,
+    }
 
 
 def wrong_results(results: dict[str, Any]) -> list[str]:

@@ -77,11 +77,14 @@ def session(data: dict[str, Any]) -> str:
 
 
 def load(data: dict[str, Any]) -> str:
-    """Requests and latency by number of clients."""
+    """Requests and latency by number of clients, sessions and threads."""
+    every = data["settings"]["threads"]
     rows = [
         [
             entry["name"],
             str(entry["clients"]),
+            # Results of 0.1.0 are of one session with all threads.
+            f"{entry.get('sessions', 1)} of {entry.get('threads', every)}",
             f"{entry['per_second']:,.0f}",
             duration(entry["p50"]),
             duration(entry["p99"]),
@@ -89,10 +92,10 @@ def load(data: dict[str, Any]) -> str:
         ]
         for entry in data["load"]
     ]
-    header = ("cell", "clients", "requests per second", "p50", "p99", "errors")
+    header = ("cell", "clients", "sessions", "requests per second", "p50", "p99", "errors")
     return (
         "## Load\n\n"
-        "Threads on one `AttentionSession`, each asking again as soon as it is answered "
-        f"(`onnx-attn bench --load`); {data['settings']['threads']} threads inside an operator.\n\n"
-        + table(header, rows)
+        "Clients are threads of one process, each asking again as soon as it is answered "
+        "(`onnx-attn bench --load`). They share sessions: `2 of 1` are two `AttentionSession`s of "
+        "one thread each.\n\n" + table(header, rows)
     )
