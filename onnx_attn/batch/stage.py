@@ -65,9 +65,10 @@ class AttendBatch:
         a null inside a row, as a vector or a number: an error that names the row.
 
     A file without value_mask cannot tell padding: there only rows of one Tv share a call. Fixed
-    dims of the file are filled up where a mask can say so. All other columns, the order of the
-    rows and the metadata stay. The same table gives the same bits; in another table a row may
-    stand beside others, be padded to another length, and differ in the last bit.
+    dims of the file are filled up where a mask can say so. A file with a bias is run without one,
+    a file with heads is refused. All other columns, the order of the rows and the metadata stay.
+    The same table gives the same bits; in another table a row may stand beside others, be padded
+    to another length, and differ in the last bit.
 
     Raises:
         ModelError: the model is missing, broken or not ours.
