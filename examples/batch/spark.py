@@ -1,6 +1,6 @@
 """The same set under Apache Spark: mapInArrow hands the stage one Arrow batch after another.
 
-    pip install 'onnx_attn[batch]' 'pyspark>=4.0'      # and Java 17 or newer
+    pip install 'onnx_attn[batch]' pyspark      # and Java 17 or newer
     python examples/batch/spark.py data out
 
 One task reads one partition; its session is opened once, at its first batch. Rows whose ids are in
