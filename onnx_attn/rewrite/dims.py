@@ -129,6 +129,8 @@ class Dims:
             index = None if node.inputs[1] is None else self.of(node.inputs[1])
             axis = _attribute(node, "axis", 0) % len(sizes)
             return None if index is None else (*sizes[:axis], *index, *sizes[axis + 1 :])
+        if kind == "GatherElements" and node.inputs[1] is not None:
+            return self.of(node.inputs[1])
         if kind in ("Unsqueeze", "Squeeze"):
             return self._squeezed(node, sizes)
         if kind == "Reshape" and node.inputs[1] is not None:

@@ -21,7 +21,7 @@ from onnx import version_converter
 from onnx_ir.passes import common as passes
 
 from ..errors import InputError, ModelError
-from ..files import as_path, read_file
+from ..file.disk import as_path, read_file
 
 OLDEST_OPSET = 17  # of the walk's operators
 OLDEST_IR = 8
