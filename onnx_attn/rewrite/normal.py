@@ -114,6 +114,7 @@ def normal_form(source: Source) -> ir.Model:
     passes.IdentityEliminationPass()(model)
     infer(model)
     _drop_idle_nodes(model)
+    passes.DeduplicateInitializersPass()(model)
     passes.CommonSubexpressionEliminationPass()(model)
     passes.RemoveUnusedNodesPass()(model)
     return model

@@ -175,6 +175,10 @@ def minus(expression: Expression) -> Expression:
     """-expression."""
     if isinstance(expression, Number):
         return Number(-expression.number)
+    if isinstance(expression, Choice):
+        return replace(
+            expression, chosen=minus(expression.chosen), other=minus(expression.other)
+        )
     return Computed("Neg", (expression,))
 
 
@@ -185,7 +189,29 @@ def _is_zero(expression: Expression) -> bool:
 def expression(value: ir.Value) -> Expression:
     """A value that does not depend on the product."""
     number = uniform(value)
-    return Known(value) if number is None else Number(number)
+    if number is not None:
+        return Number(number)
+    node = value.producer()
+    if node is None or node.domain != "" or None in node.inputs:
+        return Known(value)
+    inputs = [v for v in node.inputs if v is not None]
+    if node.op_type == "Where":
+        numbers = [uniform(side) for side in inputs[1:]]
+        if None not in numbers:
+            chosen, other = (Number(n) for n in numbers if n is not None)
+            return _choice(inputs[0], chosen, other)
+    if node.op_type == "Mul":
+        # A number where a bool cast to float is 1, as files without Where write a mask.
+        for side, other in (inputs, inputs[::-1]):
+            number = uniform(side)
+            if number is not None and np.isfinite(number) and _truth(other):
+                return _choice(other, Number(number), ZERO)
+    return Known(value)
+
+
+def _choice(condition: ir.Value, chosen: Expression, other: Expression) -> Expression:
+    source, turned = negated(condition)
+    return Choice(source, other, chosen) if turned else Choice(source, chosen, other)
 
 
 def assume(given: Expression, condition: ir.Value, truth: bool) -> Expression:
