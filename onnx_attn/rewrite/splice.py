@@ -8,6 +8,7 @@ all sites that share it, and so are its facts.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 from onnxscript import GraphBuilder
 
+from ..graph.schedules.bias_walk import HIDDEN_BELOW, Facts, bias_facts, bias_walk
 from .dims import Axis, Dims, Made, Size, equal
 from .products import Operand
 from .scores import (
@@ -31,7 +33,6 @@ from .scores import (
     parts,
 )
 from .sites import Site
-from .walk import HIDDEN_BELOW, bias_facts, bias_walk
 
 # Fewer queries or keys than this, and the nodes that were there are as fast or faster.
 WALK_FROM = 160
@@ -105,7 +106,7 @@ class Splicer:
         self.builder = _builder(model)
         self.op: Any = self.builder.op
         self.biases: dict[Expression, tuple[Any, int]] = {}
-        self.facts: dict[Expression, tuple[Any, Any]] = {}
+        self.facts: dict[tuple[Any, ...], tuple[Facts, Any]] = {}
         self.placed: list[ir.Value] = []
         self.lengths: dict[tuple[Size | None, Size | None], Any] = {}
 
@@ -255,8 +256,11 @@ class Splicer:
                 fits = op.And(fits, op.Cast(seen, to=BOOL))
 
         def walk(op: Any) -> Any:
-            block = _block(op, op.Shape(query, start=2, end=3))
-            return bias_walk(op, query, key, value, number, bias, facts, block)
+            known = facts
+            if known is None:
+                lengths = op.Shape(query, start=2, end=3), op.Shape(key, start=2, end=3)
+                known = bias_facts(op, None, *lengths, _block(op, lengths[0]))
+            return bias_walk(op, query, key, value, number, known)[0]
 
         def dense(op: Any) -> Any:
             product = op.MatMul(query, op.Transpose(key, perm=[0, 1, 3, 2]))
@@ -291,29 +295,39 @@ class Splicer:
             product = op.Mul(product, form.number)
         return product if form.bias == Number(0.0) else op.Add(product, bias)
 
-    def _facts(self, scores: Scores, query: Any, key: Any, bias: Any) -> tuple[Any, Any]:
+    def _facts(self, scores: Scores, query: Any, key: Any, bias: Any) -> tuple[Facts, Any]:
         """The facts of a bias and whether they were found, for all sites that share it."""
-        if scores.bias not in self.facts:
+        sizes = self.dims.axis(query, 2), self.dims.axis(key, 2)
+        known = (scores.bias, *sizes) if None not in sizes else (scores.bias, query, key)
+        if known not in self.facts:
             op = self.op
-            shape = op.Shape(bias)
             long = self._long(query, key)
+            made: list[Facts] = []
 
             def found(op: Any) -> Any:
-                length = op.Slice(shape, [2], [3])
-                keys = op.Slice(shape, [3], [4])
-                return bias_facts(op, bias, length, keys, _block(op, length))
+                lengths = op.Shape(query, start=2, end=3), op.Shape(key, start=2, end=3)
+                made.append(bias_facts(op, bias, *lengths, _block(op, lengths[0])))
+                return made[0].table, made[0].kept
 
             def none(op: Any) -> Any:
-                return op.Constant(value=ir.tensor(np.zeros((1, 1, 3), np.int64)))
+                table = np.zeros((1, 1, 1, sum(made[0].columns.values())), np.int64)
+                return (
+                    op.Constant(value=ir.tensor(table)),
+                    op.Constant(value=ir.tensor(np.zeros(1, np.int64))),
+                )
 
-            facts = op.If(
+            table, kept = op.If(
                 long,
-                then_branch=op.builder.subgraph(found, [], [_numbers("found")], name="facts"),
-                else_branch=op.builder.subgraph(none, [], [_numbers("none")], name="no_facts"),
-                _outputs=["facts"],
+                then_branch=op.builder.subgraph(found, [], _tables("found"), name="facts"),
+                else_branch=op.builder.subgraph(none, [], _tables("none"), name="no_facts"),
+                _outputs=["facts", "kept"],
             )
-            self.facts[scores.bias] = facts, long
-        return self.facts[scores.bias]
+            # The rows of the bias stay outside: an If copies its outputs.
+            last = op.Slice(op.Shape(bias), [2], [4])
+            rows = op.Reshape(bias, op.Concat([-1], last, axis=0))
+            facts = replace(made[0], table=table, kept=kept, bias=rows)
+            self.facts[known] = facts, long
+        return self.facts[known]
 
     def _long(self, query: Any, key: Any) -> Any:
         op = self.op
@@ -444,9 +458,12 @@ def _tensor(name: str, rank: int) -> ir.Value:
     return ir.Value(name=name, shape=shape, type=ir.TensorType(FLOAT))
 
 
-def _numbers(name: str) -> ir.Value:
-    shape = ir.Shape([None, None, 3])
-    return ir.Value(name=name, shape=shape, type=ir.TensorType(ir.DataType.INT64))
+def _tables(name: str) -> list[ir.Value]:
+    kind = ir.TensorType(ir.DataType.INT64)
+    return [
+        ir.Value(name=f"{name}_table", shape=ir.Shape([None] * 4), type=kind),
+        ir.Value(name=f"{name}_kept", shape=ir.Shape([None]), type=kind),
+    ]
 
 
 def _all(op: Any, condition: Any) -> Any:
