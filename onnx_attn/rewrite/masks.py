@@ -14,7 +14,7 @@ def words_of(site: Site, dims: Dims) -> str | None:
     bias = site.scores.bias
     if isinstance(bias, Number):
         return "none"
-    sizes = _sizes(bias, dims)
+    sizes = bias_sizes(bias, dims)
     kind = "mask" if _hides_only(bias) else "bias"
     if sizes is None:
         return kind
@@ -26,16 +26,17 @@ def words_of(site: Site, dims: Dims) -> str | None:
     return f"{kind} by {', '.join(differing)}" if differing else kind
 
 
-def _sizes(expression: Expression, dims: Dims) -> Sizes | None:
+def bias_sizes(expression: Expression, dims: Dims) -> Sizes | None:
+    """The sizes of a bias; None where its rank is unknown."""
     if isinstance(expression, Known):
         return dims.of(expression.value)
     if isinstance(expression, Number):
         return ()
     if isinstance(expression, Computed):
-        found = [_sizes(operand, dims) for operand in expression.operands]
+        found = [bias_sizes(operand, dims) for operand in expression.operands]
     else:
         found = [dims.of(expression.condition)]
-        found += [_sizes(side, dims) for side in (expression.chosen, expression.other)]
+        found += [bias_sizes(side, dims) for side in (expression.chosen, expression.other)]
     if any(sizes is None for sizes in found):
         return None
     rank = max(len(sizes) for sizes in found if sizes is not None)

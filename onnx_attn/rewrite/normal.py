@@ -59,15 +59,17 @@ def read_source(model: onnx.ModelProto | str | os.PathLike[str]) -> Source:
         source = Source(proto, None, where, proto.ByteSize())
     else:
         path = as_path(model)
+        if not path.exists():
+            raise ModelError(f"{path} does not exist")
         data = read_file(path)
         try:
             proto = onnx.ModelProto.FromString(data)
         except DecodeError as error:
             raise ModelError(f"{path} is not an ONNX file, or is cut short") from error
         folder, size = None, len(data)
-        if tensors := _external(proto):
+        if _external(proto):
             folder = path.absolute().parent
-            for name in sorted({_location(tensor) for tensor in tensors}):
+            for name in external_locations(proto):
                 try:
                     size += (folder / name).stat().st_size
                 except OSError as error:
@@ -84,8 +86,15 @@ def _external(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
     return [t for t in proto.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
 
 
-def _location(tensor: onnx.TensorProto) -> str:
-    return next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+def external_locations(proto: onnx.ModelProto) -> list[str]:
+    """The files beside a model that hold its weights."""
+    found = {
+        entry.value
+        for tensor in _external(proto)
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return sorted(found)
 
 
 def normal_form(source: Source) -> ir.Model:

@@ -34,6 +34,7 @@ class Operand:
 class Product:
     """scores[..., Tq, Tv] = query[..., Tq, dim] @ key[..., Tv, dim]^T."""
 
+    node: ir.Node
     query: Operand
     key: Operand
     number: float = 1.0
@@ -66,13 +67,13 @@ def read_product(node: ir.Node) -> Product:
             raise Unreadable("the product is of a vector")
         rank = max(ranks)
         return Product(
-            Operand(left, added=rank - ranks[0]), _turned(right, rank - ranks[1])
+            node, Operand(left, added=rank - ranks[0]), _turned(right, rank - ranks[1])
         )
     if node.op_type == "Gemm":
         alpha = _gemm(node)
         query = Operand(left, (1, 0)) if _flag(node, "transA") else Operand(left)
         key = Operand(right) if _flag(node, "transB") else _turned(right)
-        return Product(query, key, alpha)
+        return Product(node, query, key, alpha)
     first, second, result = _letters(node)
     queries, keys = result[-2], result[-1]
     if queries not in first:
@@ -82,6 +83,7 @@ def read_product(node: ir.Node) -> Product:
     if len(features) != 1 or keys in first or queries in second or queries not in first:
         raise Unreadable("the product is an Einsum of another kind")
     return Product(
+        node,
         _arranged(left, first, [*lead, queries, features[0]]),
         _arranged(right, second, [*lead, keys, features[0]]),
     )

@@ -12,7 +12,8 @@ import onnx_ir as ir
 
 from ..errors import InputError, ModelError
 from ..version import __version__
-from .masks import words_of
+from .dims import Dims
+from .masks import bias_sizes, words_of
 from .normal import Source, normal_form, read_source
 from .proof import Prover
 from .race import race
@@ -104,7 +105,11 @@ class Builder:
         model, sites = self._found()
         self.sites = sites
         self._model = model
-        self.dims = Splicer(model).dims
+        self.dims = Dims(model)
+        for site in sites:
+            if site.scores is not None and site.reason is None:
+                if bias_sizes(site.scores.bias, self.dims) is None:
+                    site.reason = "the rank of its mask is unknown"
         self._built: tuple[tuple[str, ...], onnx.ModelProto] | None = None
 
     def _found(self) -> tuple[ir.Model, list[Site]]:

@@ -108,6 +108,12 @@ def negated(condition: ir.Value) -> tuple[ir.Value, bool]:
             break
         if node.op_type == "Not":
             turned = not turned
+        elif node.op_type == "And" and len(node.inputs) == 2:
+            # And with what is True everywhere, as Keras begins its masks.
+            others = [v for v in node.inputs if v is not None and uniform(v) != 1.0]
+            if len(others) != 1:
+                break
+            source = others[0]
         elif node.op_type != "Cast" or source.dtype is None or not _truth(source):
             break
         condition = source

@@ -18,6 +18,7 @@ from onnxscript import GraphBuilder
 
 from ..graph.schedules.bias_walk import HIDDEN_BELOW, Facts, bias_facts, bias_walk
 from .dims import Axis, Dims, Made, Size, equal
+from .masks import bias_sizes
 from .products import Operand
 from .scores import (
     Choice,
@@ -33,6 +34,7 @@ from .scores import (
     parts,
 )
 from .sites import Site
+from .triangles import Masks, known_masks
 
 # Fewer queries or keys than this, and the nodes that were there are as fast or faster.
 WALK_FROM = 160
@@ -96,6 +98,59 @@ def _size(op: Any, model: ir.Model, size: Size) -> Any:
     return result
 
 
+class Keys:
+    """The keys of a site, in the order that each form of it reads.
+
+    `there` is a tensor of the model outside of both: [batch, heads, Tv, dim], or transposed as the
+    model has it, where that saves turning it twice.
+    """
+
+    def __init__(self, site: Site, dims: Dims, lazy: bool) -> None:
+        self.dims = dims
+        self.source: Operand | None = None
+        self.is_transposed = False
+        self.turning: ir.Node | None = None
+        self.there: Any = None
+        assert site.product is not None
+        given = site.product.node.inputs[1]
+        plain = site.product.node.op_type == "MatMul" and not site.lead and given is not None
+        if not (lazy and plain) or given is None or site.product.query.rank != 4:
+            return
+        producer = given.producer()
+        turns = producer is not None and producer.op_type == "Transpose"
+        if len(given.shape or ()) != 4 or site.product.key.added:
+            return
+        if turns or site.product.key.perm is not None:
+            self.source, self.there, self.is_transposed = site.product.key, given, True
+            self.turning = producer if turns else None
+
+    def size(self, axis: int) -> Size | None:
+        """The size of batch, heads or Tv."""
+        return self.dims.axis(self.there, 3 if axis == 2 and self.is_transposed else axis)
+
+    def length(self, op: Any) -> Any:
+        """Tv: int64[1]."""
+        axis = 3 if self.is_transposed else 2
+        return op.Shape(self.there, start=axis, end=axis + 1)
+
+    def turned(self, op: Any) -> Any:
+        """[batch, heads, Tv, dim]."""
+        if not self.is_transposed or self.source is None:
+            return self.there
+        tensor = self.source.value
+        return tensor if self.source.perm is None else op.Transpose(tensor, perm=self.source.perm)
+
+    def transposed(self, op: Any) -> Any:
+        """[batch, heads, dim, Tv]."""
+        if not self.is_transposed:
+            return op.Transpose(self.there, perm=[0, 1, 3, 2])
+        if self.turning is None:
+            return self.there
+        attribute = self.turning.attributes.get("perm")
+        perm = [3, 2, 1, 0] if attribute is None else attribute.as_ints()
+        return op.Transpose(self.turning.inputs[0], perm=perm)
+
+
 class Splicer:
     """Rewrites sites of one model, sharing what they have in common."""
 
@@ -105,7 +160,7 @@ class Splicer:
         self.dims = Dims(model)
         self.builder = _builder(model)
         self.op: Any = self.builder.op
-        self.biases: dict[Expression, tuple[Any, int]] = {}
+        self.biases: dict[Expression, Any] = {}
         self.facts: dict[tuple[Any, ...], tuple[Facts, Any]] = {}
         self.placed: list[ir.Value] = []
         self.lengths: dict[tuple[Size | None, Size | None], Any] = {}
@@ -114,8 +169,12 @@ class Splicer:
         """Put the walk in the place of `site`'s nodes."""
         op = self.op
         assert site.product and site.scores and site.sum and site.output is not None
-        query, key = self._turned(site.product.query), self._turned(site.product.key)
-        value = self._turned(site.sum.value)
+        query, value = self._turned(site.product.query), self._turned(site.sum.value)
+        sizes = bias_sizes(site.scores.bias, self.dims)
+        assert sizes is not None
+        bias_rank = len(sizes)
+        keys = Keys(site, self.dims, lazy=bias_rank <= 4)
+        key = keys.there if keys.is_transposed else self._turned(site.product.key)
         rank = site.product.query.rank
         if site.lead:
             rank = len(site.lead[-1].picked)
@@ -126,16 +185,19 @@ class Splicer:
             lead = op.Slice(op.Shape(query), [0], [-2])
             value = op.Reshape(value, op.Concat(lead, op.Slice(value_shape, [-2], [LAST]), axis=0))
         query = self._multiplied(query, site.scores)
-        bias, bias_rank = self._bias(site.scores.bias)
         rank = max(rank, bias_rank)
         query, key, value = (self._to_rank(tensor, rank) for tensor in (query, key, value))
         shape = query
         query, key, value = (self._four(tensor, rank) for tensor in (query, key, value))
-        if bias is not None:
-            bias = self._bias_to_four(bias, bias_rank, rank, shape)
-        output = self._attend(site, query, key, value, bias)
-        if site.guarded:
-            output = op.Where(op.IsNaN(output), 0.0, output)
+        keys.there = key
+        known = self._known_masks(site.scores, query, keys, value) if rank <= 4 else None
+        if known is not None:
+            output = self._attend_masked(site, query, keys, value, known)
+        else:
+            bias = self._bias(site.scores.bias)
+            if bias is not None:
+                bias = self._bias_to_four(bias, bias_rank, rank, shape)
+            output = self._attend_biased(site, query, keys, value, bias)
         width = op.Shape(value, start=3, end=4)
         if value_shape is not None:
             lead = op.Slice(value_shape, [0], [-2])
@@ -211,59 +273,72 @@ class Splicer:
 
     # The bias
 
-    def _bias(self, expression: Expression) -> tuple[Any, int]:
-        """The bias of an expression and its rank; None where nothing is added."""
-        if isinstance(expression, Number) and expression.number == 0.0:
-            return None, 0
-        if expression not in self.biases:
-            self.biases[expression] = self._made(expression)
-        return self.biases[expression]
+    def _bias(self, expression: Expression) -> Any:
+        """The bias of an expression; None where nothing is added."""
+        return None if expression == Number(0.0) else self._made(expression)
 
-    def _made(self, expression: Expression) -> tuple[Any, int]:
+    def _made(self, expression: Expression) -> Any:
+        """The value of an expression, made once."""
         op = self.op
-        if isinstance(expression, Number):
-            return op.Constant(value=ir.tensor(np.array(expression.number, np.float32))), 0
         if isinstance(expression, Known):
-            sizes = self.dims.of(expression.value)
-            assert sizes is not None
-            return expression.value, len(sizes)
-        if isinstance(expression, Computed):
-            made = [self._part(operand) for operand in expression.operands]
-            return getattr(op, expression.op)(*(v for v, _ in made)), max(r for _, r in made)
-        made = [self._part(Known(expression.condition))]
-        made += [self._part(expression.chosen), self._part(expression.other)]
-        return op.Where(*(v for v, _ in made)), max(r for _, r in made)
-
-    def _part(self, expression: Expression) -> tuple[Any, int]:
-        if expression not in self.biases:
-            self.biases[expression] = self._made(expression)
-        return self.biases[expression]
+            return expression.value
+        if expression in self.biases:
+            return self.biases[expression]
+        if isinstance(expression, Number):
+            made = op.Constant(value=ir.tensor(np.array(expression.number, np.float32)))
+        elif isinstance(expression, Computed):
+            made = getattr(op, expression.op)(*map(self._made, expression.operands))
+        else:
+            sides = self._made(expression.chosen), self._made(expression.other)
+            made = op.Where(expression.condition, *sides)
+        self.biases[expression] = made
+        return made
 
     # The walk
 
-    def _attend(self, site: Site, query: Any, key: Any, value: Any, bias: Any) -> Any:
+    def _attend_biased(self, site: Site, query: Any, keys: Keys, value: Any, bias: Any) -> Any:
+        """The walk over a bias that is read at run time, or none."""
         assert site.scores is not None
         op, scores = self.op, site.scores
-        number = None if scores.number == 1.0 else scores.number
-        fits = self._fits(query, key, value, bias)
+        fits = self._fits(query, keys, value, bias)
         facts = None
         if bias is not None:
-            facts, long = self._facts(scores, query, key, bias)
-            fits = op.And(fits, long)
+            facts, long = self._facts(scores, query, keys, bias)
+            fits = fits if fits is long else op.And(fits, long)
             if scores.faithful is not None:
                 seen = op.Greater(_reduce(op, "ReduceMax", bias, 3), HIDDEN_BELOW)
                 seen = _reduce(op, "ReduceMin", op.Cast(op.Reshape(seen, [-1]), to=INT32), 0)
                 fits = op.And(fits, op.Cast(seen, to=BOOL))
+        return self._either(site, fits, query, keys, value, bias, facts)
+
+    def _attend_masked(
+        self, site: Site, query: Any, keys: Keys, value: Any, masks: Masks
+    ) -> Any:
+        """The walk over masks that are known by the way they are made."""
+        long = self._long(query, keys)
+        facts, bias = self._facts_of_masks(masks, query, keys, long)
+        return self._either(site, long, query, keys, value, bias, facts)
+
+    def _either(
+        self, site: Site, fits: Any, query: Any, keys: Keys, value: Any, bias: Any, facts: Any
+    ) -> Any:
+        """The If of one site: the walk, or the nodes that were there in their plainest form."""
+        assert site.scores is not None
+        op, scores = self.op, site.scores
+        number = None if scores.number == 1.0 else scores.number
 
         def walk(op: Any) -> Any:
             known = facts
             if known is None:
-                lengths = op.Shape(query, start=2, end=3), op.Shape(key, start=2, end=3)
+                lengths = op.Shape(query, start=2, end=3), keys.length(op)
                 known = bias_facts(op, None, *lengths, _block(op, lengths[0]))
-            return bias_walk(op, query, key, value, number, known)[0]
+            output = bias_walk(op, query, keys.turned(op), value, number, known)[0]
+            if site.guarded:
+                output = op.Where(op.IsNaN(output), 0.0, output)
+            return output
 
         def dense(op: Any) -> Any:
-            product = op.MatMul(query, op.Transpose(key, perm=[0, 1, 3, 2]))
+            product = op.MatMul(query, keys.transposed(op))
             if scores.faithful is not None:
                 product = self._faithful(op, scores.faithful, product)
             else:
@@ -271,7 +346,10 @@ class Splicer:
                     product = op.Mul(product, number)
                 if bias is not None:
                     product = op.Add(product, bias)
-            return op.MatMul(op.Softmax(product, axis=-1), value)
+            weights = op.Softmax(product, axis=-1)
+            if site.guarded:
+                weights = op.Where(op.IsNaN(weights), 0.0, weights)
+            return op.MatMul(weights, value)
 
         return op.If(
             fits,
@@ -287,25 +365,24 @@ class Splicer:
             chosen = self._faithful(op, form.chosen, product)
             other = self._faithful(op, form.other, product)
             return op.Where(form.condition, chosen, other)
-        bias, _ = self._part(form.bias)
         if isinstance(form, Fixed):
-            return bias
+            return self._made(form.bias)
         assert isinstance(form, Linear)
         if form.number != 1.0:
             product = op.Mul(product, form.number)
-        return product if form.bias == Number(0.0) else op.Add(product, bias)
+        return product if form.bias == Number(0.0) else op.Add(product, self._made(form.bias))
 
-    def _facts(self, scores: Scores, query: Any, key: Any, bias: Any) -> tuple[Facts, Any]:
+    def _facts(self, scores: Scores, query: Any, keys: Keys, bias: Any) -> tuple[Facts, Any]:
         """The facts of a bias and whether they were found, for all sites that share it."""
-        sizes = self.dims.axis(query, 2), self.dims.axis(key, 2)
-        known = (scores.bias, *sizes) if None not in sizes else (scores.bias, query, key)
+        sizes = self.dims.axis(query, 2), keys.size(2)
+        known = (scores.bias, *sizes) if None not in sizes else (scores.bias, query)
         if known not in self.facts:
             op = self.op
-            long = self._long(query, key)
+            long = self._long(query, keys)
             made: list[Facts] = []
 
             def found(op: Any) -> Any:
-                lengths = op.Shape(query, start=2, end=3), op.Shape(key, start=2, end=3)
+                lengths = op.Shape(query, start=2, end=3), keys.length(op)
                 made.append(bias_facts(op, bias, *lengths, _block(op, lengths[0])))
                 return made[0].table, made[0].kept
 
@@ -329,51 +406,143 @@ class Splicer:
             self.facts[known] = facts, long
         return self.facts[known]
 
-    def _long(self, query: Any, key: Any) -> Any:
+    def _known_masks(
+        self, scores: Scores, query: Any, keys: Keys, value: Any
+    ) -> Masks | None:
+        """The masks of a site, where nothing about it has to be asked at run time."""
+        sizes, of_value = self.dims.of(query), self.dims.of(value)
+        if scores.faithful is not None or sizes is None or of_value is None:
+            return None
+        masks = known_masks(scores.bias, self.dims, sizes[2], keys.size(2))
+        if masks is None or not equal(keys.size(2), of_value[2]):
+            return None
+        for axis in (0, 1):
+            if not (equal(sizes[axis], keys.size(axis)) and equal(sizes[axis], of_value[axis])):
+                return None
+        if masks.key_mask is not None:
+            batch = self.dims.axis(masks.key_mask, 0)
+            if batch != 1 and not equal(batch, sizes[0]):
+                return None
+        return masks
+
+    def _facts_of_masks(self, masks: Masks, query: Any, keys: Keys, long: Any) -> tuple[Facts, Any]:
+        """The facts of known masks where sequences are long, their bias where they are short."""
+        known = (masks, self.dims.axis(query, 2), keys.size(2))
+        if known in self.facts:
+            return self.facts[known]
+        made: list[Facts] = []
+
+        def key_mask(op: Any) -> Any:
+            """[batch or 1, Tv]"""
+            sizes = self.dims.of(masks.key_mask)  # pyright: ignore[reportArgumentType]
+            assert sizes is not None
+            shown = op.Squeeze(masks.key_mask, list(range(1, len(sizes) - 1)))
+            return op.Not(shown) if masks.turned else shown
+
+        def found(op: Any) -> Any:
+            lengths = op.Shape(query, start=2, end=3), keys.length(op)
+            shown = None if masks.key_mask is None else key_mask(op)
+            facts = bias_facts(
+                op,
+                None,
+                *lengths,
+                _block(op, lengths[0]),
+                causal=masks.causal,
+                key_mask=shown,
+                penalty=masks.penalty,
+            )
+            made.append(facts)
+            rest = [part for part in (facts.triangle, facts.mask) if part is not None]
+            return facts.table, facts.kept, _zeros(op, 1, 1, 1, 1), *rest
+
+        def short(op: Any) -> Any:
+            shown = None
+            if masks.causal:
+                rows, columns = (
+                    op.Range(0, op.Squeeze(length, [0]), 1)
+                    for length in (op.Shape(query, start=2, end=3), keys.length(op))
+                )
+                shown = op.LessOrEqual(columns, op.Unsqueeze(rows, [1]))
+                shown = op.Unsqueeze(shown, [0, 1])
+            if masks.key_mask is not None:
+                by_key = op.Unsqueeze(key_mask(op), [1, 2])
+                shown = by_key if shown is None else op.And(shown, by_key)
+            bias = op.Where(shown, 0.0, op.Constant(value=ir.tensor(np.float32(masks.penalty))))
+            width = sum(made[0].columns.values())
+            table = op.Constant(value=ir.tensor(np.zeros((1, 1, 1, width), np.int64)))
+            kept = op.Constant(value=ir.tensor(np.zeros(1, np.int64)))
+            rest = [part for part in (made[0].triangle, made[0].mask) if part is not None]
+            return table, kept, bias, *(_zeros(op, 1, 1) for _ in rest)
+
+        def outputs(name: str) -> list[ir.Value]:
+            matrices = [_tensor(f"{name}_bias", 4)]
+            matrices += [_tensor(f"{name}_triangle", 2)] if masks.causal else []
+            matrices += [_tensor(f"{name}_mask", 2)] if masks.key_mask is not None else []
+            return [*_tables(name), *matrices]
+
         op = self.op
-        sizes = self.dims.axis(query, 2), self.dims.axis(key, 2)
+        names = ["facts", "kept", "short_bias", "triangle", "key_mask"]
+        count = 3 + masks.causal + (masks.key_mask is not None)
+        table, kept, bias, *rest = op.If(
+            long,
+            then_branch=op.builder.subgraph(found, [], outputs("found"), name="facts"),
+            else_branch=op.builder.subgraph(short, [], outputs("short"), name="short"),
+            _outputs=names[:count],
+        )
+        triangle = rest.pop(0) if masks.causal else None
+        mask = rest.pop(0) if masks.key_mask is not None else None
+        facts = replace(made[0], table=table, kept=kept, triangle=triangle, mask=mask)
+        self.facts[known] = facts, bias
+        return self.facts[known]
+
+    def _long(self, query: Any, keys: Keys) -> Any:
+        """Whether there are enough queries and keys for the walk to gain: bool[1]."""
+        op = self.op
+        sizes = self.dims.axis(query, 2), keys.size(2)
         if None not in sizes and sizes in self.lengths:
             return self.lengths[sizes]
-        lengths = op.Concat(
-            op.Shape(query, start=2, end=3), op.Shape(key, start=2, end=3), axis=0
-        )
-        long = _all(op, op.GreaterOrEqual(lengths, [self.walk_from] * 2))
+        shortest = op.Shape(query, start=2, end=3)
+        if not equal(*sizes):
+            shortest = op.Min(shortest, keys.length(op))
+        long = op.GreaterOrEqual(shortest, [self.walk_from])
         self.lengths[sizes] = long
         return long
 
-    def _fits(self, query: Any, key: Any, value: Any, bias: Any) -> Any:
-        """Whether the walk can take these tensors: long, of one batch, the bias's axes whole or 1."""
+    def _fits(self, query: Any, keys: Keys, value: Any, bias: Any) -> Any:
+        """Whether the walk can take these tensors: long, of one batch, the bias's axes whole or 1.
+
+        What is known of the sizes is not asked.
+        """
         op, dims = self.op, self.dims
-        of_query, of_key, of_value = (dims.of(tensor) for tensor in (query, key, value))
+        of_query, of_value = dims.of(query), dims.of(value)
         asked: list[Any] = []
         wanted: list[Any] = []
-
-        def ask(tensor: Any, axis: int, like: Any, like_axis: int) -> None:
-            asked.append(op.Shape(tensor, start=axis, end=axis + 1))
-            wanted.append(op.Shape(like, start=like_axis, end=like_axis + 1))
-
-        for tensor, sizes in ((key, of_key), (value, of_value)):
-            for axis in (0, 1):
-                if not (sizes and of_query and equal(sizes[axis], of_query[axis])):
-                    ask(tensor, axis, query, axis)
-        if not (of_key and of_value and equal(of_key[2], of_value[2])):
-            ask(value, 2, key, 2)
-        result = self._long(query, key)
+        for axis in (0, 1):
+            size = None if of_query is None else of_query[axis]
+            if not equal(size, keys.size(axis)):
+                asked.append(op.Shape(keys.there, start=axis, end=axis + 1))
+                wanted.append(op.Shape(query, start=axis, end=axis + 1))
+            if of_value is None or not equal(size, of_value[axis]):
+                asked.append(op.Shape(value, start=axis, end=axis + 1))
+                wanted.append(op.Shape(query, start=axis, end=axis + 1))
+        if of_value is None or not equal(keys.size(2), of_value[2]):
+            asked.append(op.Shape(value, start=2, end=3))
+            wanted.append(keys.length(op))
+        result = self._long(query, keys)
         if asked:
             same = op.Equal(op.Concat(*asked, axis=0), op.Concat(*wanted, axis=0))
             result = op.And(result, _all(op, same))
         if bias is None:
             return result
+        sizes = None if of_query is None else (*of_query[:3], keys.size(2))
         of_bias = dims.of(bias)
-        known = of_bias is not None and of_query is not None and of_key is not None
-        if known and all(
-            size == 1 or equal(size, other)
-            for size, other in zip(of_bias[:3], of_query[:3], strict=True)  # pyright: ignore
-        ) and equal(of_bias[3], of_key[2]):  # pyright: ignore
-            return result
-        whole = op.Concat(
-            op.Shape(query, start=0, end=3), op.Shape(key, start=2, end=3), axis=0
-        )
+        if sizes and of_bias:
+            places = list(zip(of_bias, sizes, strict=True))
+            if all(size == 1 or equal(size, other) for size, other in places[:3]) and equal(
+                *places[3]
+            ):
+                return result
+        whole = op.Concat(op.Shape(query, start=0, end=3), keys.length(op), axis=0)
         shape = op.Shape(bias)
         lone = op.Equal(shape, op.Constant(value=ir.tensor(np.array([1, 1, 1, -1], np.int64))))
         return op.And(result, _all(op, op.Or(lone, op.Equal(shape, whole))))
@@ -456,6 +625,10 @@ def _rank(tensor: Any, default: int) -> int:
 def _tensor(name: str, rank: int) -> ir.Value:
     shape = ir.Shape([None] * rank)
     return ir.Value(name=name, shape=shape, type=ir.TensorType(FLOAT))
+
+
+def _zeros(op: Any, *dims: int) -> Any:
+    return op.Constant(value=ir.tensor(np.zeros(dims, np.float32)))
 
 
 def _tables(name: str) -> list[ir.Value]:
