@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from .normal import constant
@@ -129,6 +130,15 @@ class Dims:
             index = None if node.inputs[1] is None else self.of(node.inputs[1])
             axis = _attribute(node, "axis", 0) % len(sizes)
             return None if index is None else (*sizes[:axis], *index, *sizes[axis + 1 :])
+        if kind == "GatherND" and node.inputs[1] is not None:
+            index = self.of(node.inputs[1])
+            if index is None or not isinstance(index[-1], int):
+                return None
+            return (*index[:-1], *sizes[_attribute(node, "batch_dims", 0) + index[-1] :])
+        if kind in ("GlobalAveragePool", "GlobalMaxPool"):
+            return (*sizes[:2], *[1] * (len(sizes) - 2))
+        if kind.startswith("Reduce"):
+            return self._reduced(node, sizes)
         if kind == "GatherElements" and node.inputs[1] is not None:
             return self.of(node.inputs[1])
         if kind in ("Unsqueeze", "Squeeze"):
@@ -144,6 +154,17 @@ class Dims:
         if kind in ("Slice", "Split"):
             return self._cut(node, sizes, value)
         return None
+
+    def _reduced(self, node: ir.Node, sizes: Sizes) -> Sizes | None:
+        axes: Any = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+        if axes is None and "axes" in node.attributes:
+            axes = np.array(node.attributes["axes"].as_ints())
+        if axes is None:
+            return None
+        gone = {int(axis) % len(sizes) for axis in axes.reshape(-1)}
+        if _attribute(node, "keepdims", 1):
+            return tuple(1 if index in gone else size for index, size in enumerate(sizes))
+        return tuple(size for index, size in enumerate(sizes) if index not in gone)
 
     def _broadcast(self, values: list[ir.Value]) -> Sizes | None:
         shapes = [self.of(value) for value in values]

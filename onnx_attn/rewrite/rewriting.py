@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,10 @@ from .race import race
 from .report import Result, SiteReport
 from .runs import RunError
 from .samples import Feeds, Sampler
+from .scores import ZERO
 from .sites import Site, find_sites
 from .splice import WALK_FROM, Splicer, share_masks
+from .triangles import hides_nothing
 
 DEFAULT_BATCH, DEFAULT_LENGTH = 1, 512
 
@@ -106,10 +109,6 @@ class Builder:
         self.sites = sites
         self._model = model
         self.dims = Dims(model)
-        for site in sites:
-            if site.scores is not None and site.reason is None:
-                if bias_sizes(site.scores.bias, self.dims) is None:
-                    site.reason = "the rank of its mask is unknown"
         self._built: tuple[tuple[str, ...], onnx.ModelProto] | None = None
 
     def _found(self) -> tuple[ir.Model, list[Site]]:
@@ -117,7 +116,18 @@ class Builder:
         readable = [site for site in find_sites(model) if site.reason is None]
         if readable:
             share_masks(model, readable)
-        return model, find_sites(model)
+        sites = find_sites(model)
+        dims = Dims(model)
+        for site in sites:
+            if site.scores is None or site.reason is not None:
+                continue
+            if bias_sizes(site.scores.bias, dims) is None:
+                site.reason = "the rank of its mask is unknown"
+            source = site.softmax.inputs[0]
+            sizes = None if source is None else dims.of(source)
+            if sizes and hides_nothing(site.scores.bias, dims, sizes[-2], sizes[-1]):
+                site.scores = replace(site.scores, bias=ZERO)
+        return model, sites
 
     def model(self) -> ir.Model:
         """The normal form that the sites were found in."""

@@ -46,6 +46,8 @@ def known_masks(bias: Expression, dims: Dims, queries: Size | None, keys: Size |
         sizes = dims.of(value)
         if sizes is None:
             return None
+        if truth and _always(value, dims):
+            continue
         if _by_key(sizes, keys):
             if key_mask is not None:
                 return None
@@ -59,8 +61,24 @@ def known_masks(bias: Expression, dims: Dims, queries: Size | None, keys: Size |
         else:
             return None
     if key_mask is None:
-        return Masks(penalty, causal, None) if causal else None
+        return Masks(penalty, causal, None)
     return Masks(penalty, causal, key_mask[0], not key_mask[1])
+
+
+def hides_nothing(bias: Expression, dims: Dims, queries: Size | None, keys: Size | None) -> bool:
+    """Whether a mask is known to show every key to every query, as exporters write for no mask."""
+    known = known_masks(bias, dims, queries, keys)
+    return known is not None and not known.causal and known.key_mask is None
+
+
+def _always(value: ir.Value, dims: Dims) -> bool:
+    """Whether a value is `number of the row >= 0`, which transformers writes for no mask."""
+    node = value.producer()
+    if node is None or node.op_type != "GreaterOrEqual" or None in node.inputs:
+        return False
+    first, second = (v for v in node.inputs if v is not None)
+    index, number = _index(first, dims), uniform(second)
+    return index is not None and number is not None and index[1] >= number
 
 
 def _by_key(sizes: Sizes, keys: Size) -> bool:
