@@ -65,6 +65,7 @@ class Result:
             "max_difference": self.max_difference,
             "difference": None if proof is None else proof.difference,
             "proven_on": [] if proof is None else proof.samples,
+            "original_moves_by": {} if proof is None else proof.unstable,
             "original_fails_on": [] if proof is None else proof.failed,
             "at": None if self.at is None else dict(self.at),
             "before": self.before,

@@ -18,6 +18,7 @@ from .normal import constant
 
 # exp(-9000) is 0 beside any weight that matters: numbers below hide a key.
 HIDDEN_BELOW = -9000.0
+LARGEST_TABLE = 2**24  # elements of a stored mask that are looked at
 LOWEST = float(np.finfo(np.float32).min)
 
 
@@ -97,37 +98,46 @@ Form = Linear | Fixed | Select
 
 
 def negated(condition: ir.Value) -> tuple[ir.Value, bool]:
-    """The value that a chain of Not and of casts to bool and back ends in; whether it is negated.
+    """The value that a chain of Not, `1 - x` and casts ends in; whether the chain negates it.
 
-    A float that is 1.0 where a bool is True counts as that bool.
+    Numbers that are 1 where a bool is True count as that bool, and so do tables of 0 and 1.
     """
     turned = False
     while (node := condition.producer()) is not None and node.domain == "":
-        source = node.inputs[0] if node.inputs else None
-        if source is None:
-            break
+        inputs = [value for value in node.inputs if value is not None]
         if node.op_type == "Not":
             turned = not turned
-        elif node.op_type == "And" and len(node.inputs) == 2:
+            condition = inputs[0]
+        elif node.op_type == "And" and len(inputs) == 2:
             # And with what is True everywhere, as Keras begins its masks.
-            others = [v for v in node.inputs if v is not None and uniform(v) != 1.0]
+            others = [value for value in inputs if uniform(value) != 1.0]
             if len(others) != 1:
                 break
-            source = others[0]
-        elif node.op_type != "Cast" or source.dtype is None or not _truth(source):
+            condition = others[0]
+        elif node.op_type == "Sub" and uniform(inputs[0]) == 1.0 and _truth(inputs[1]):
+            turned = not turned
+            condition = inputs[1]
+        elif node.op_type == "Cast" and _truth(inputs[0]):
+            condition = inputs[0]
+        else:
             break
-        condition = source
     return condition, turned
 
 
 def _truth(value: ir.Value) -> bool:
-    """Whether a value is a bool, or a bool cast to a number."""
+    """Whether a value is a bool, or a number that is 1 where a bool is True and 0 elsewhere."""
     if value.dtype == ir.DataType.BOOL:
         return True
     node = value.producer()
-    if node is None or node.domain != "" or node.op_type != "Cast" or node.inputs[0] is None:
-        return False
-    return _truth(node.inputs[0])
+    if node is None or node.domain != "" or not node.inputs or node.inputs[0] is None:
+        known = constant(value)
+        binary = known is not None and known.size > 1 and known.size <= LARGEST_TABLE
+        return binary and bool(np.isin(known, (0, 1)).all())
+    if node.op_type in ("Cast", "Slice", "Unsqueeze", "Squeeze", "Reshape", "Expand", "Trilu"):
+        return _truth(node.inputs[0])
+    if node.op_type == "Sub" and node.inputs[1] is not None:
+        return uniform(node.inputs[0]) == 1.0 and _truth(node.inputs[1])
+    return False
 
 
 def uniform(value: ir.Value) -> float | None:
@@ -304,7 +314,7 @@ def scaled(form: Form, by: ir.Value, divides: bool = False) -> Form:
     """form * by, or form / by; `by` does not depend on the product."""
     if isinstance(form, Select):
         return Select(form.condition, scaled(form.chosen, by, divides), scaled(form.other, by, divides))
-    if not divides and _truth(by) and (constant(by) is None):
+    if not divides and uniform(by) is None and _truth(by):
         source, turned = negated(by)
         zero = Fixed(ZERO)
         kept = restrict(form, source, not turned)

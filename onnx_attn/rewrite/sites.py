@@ -33,6 +33,8 @@ class Site:
     lead: list[Shaping] = field(default_factory=list[Any])
     reshaped_later: bool = False
     guarded: bool = False  # NaN weights become 0
+    # Where this condition is True (False if turned) weights become 0: the condition, and `turned`.
+    zeroed: tuple[ir.Value, bool] | None = None
     inner: list[ir.Value] = field(default_factory=list[Any])
 
 
@@ -99,6 +101,10 @@ def _read_forward(site: Site) -> None:
             site.guarded = True
             weights = guard
             continue
+        zeroed = _zeroed(readers, weights) if site.zeroed is None else None
+        if zeroed is not None:
+            site.zeroed, weights = zeroed
+            continue
         if len(readers) != 1:
             names = ", ".join(sorted({node.op_type for node in readers})) or "nothing"
             raise Unreadable(f"its weights are read by {names}, not by one product alone")
@@ -131,6 +137,23 @@ def _nan_guard(readers: list[ir.Node], weights: ir.Value) -> ir.Value | None:
         return None
     alone = len(_readers(test.outputs[0])) == 1 and not test.outputs[0].is_graph_output()
     return where.outputs[0] if alone and uniform(number) == 0.0 else None
+
+
+def _zeroed(
+    readers: list[ir.Node], weights: ir.Value
+) -> tuple[tuple[ir.Value, bool], ir.Value] | None:
+    """The condition under which weights become 0, and the result, if that is what reads them."""
+    if len(readers) != 1 or readers[0].domain != "" or readers[0].op_type != "Where":
+        return None
+    condition, chosen, other = readers[0].inputs
+    if condition is None or chosen is None or other is None:
+        return None
+    source, turned = negated(condition)
+    if other is weights and uniform(chosen) == 0.0:
+        return (source, turned), readers[0].outputs[0]
+    if chosen is weights and uniform(other) == 0.0:
+        return (source, not turned), readers[0].outputs[0]
+    return None
 
 
 # Backward: from the Softmax to the product
@@ -213,6 +236,8 @@ def _read_from(site: Site, node: ir.Node, source: ir.Value) -> None:
         )
     if read.faithful is not None and site.product.number != 1.0:
         raise Unreadable("the product is a scaled Gemm under masks of two kinds")
+    if site.zeroed is not None and not _hides(read.bias, *site.zeroed):
+        raise Unreadable("its weights are masked otherwise than its scores")
     site.scores = read
     site.lead = reader.lead
     site.reshaped_later |= reader.reshaped_later
@@ -228,6 +253,15 @@ def _read_from(site: Site, node: ir.Node, source: ir.Value) -> None:
             if other not in allowed and other.op_type != "Shape":
                 raise Unreadable(f"its scores are also read by {_named(other)}")
     site.inner += reader.chain
+
+
+def _hides(bias: scores.Expression, condition: ir.Value, turned: bool) -> bool:
+    """Whether a bias is 0 but where the condition hides the score."""
+    if not isinstance(bias, scores.Choice) or bias.condition is not condition:
+        return False
+    hidden, shown = (bias.other, bias.chosen) if turned else (bias.chosen, bias.other)
+    low = isinstance(hidden, scores.Number) and hidden.number < scores.HIDDEN_BELOW
+    return low and shown == scores.ZERO
 
 
 class Reader:

@@ -161,6 +161,7 @@ class Splicer:
         self.builder = _builder(model)
         self.op: Any = self.builder.op
         self.biases: dict[Expression, Any] = {}
+        self.bools: dict[ir.Value, Any] = {}
         self.facts: dict[tuple[Any, ...], tuple[Facts, Any]] = {}
         self.placed: list[ir.Value] = []
         self.lengths: dict[tuple[Size | None, Size | None], Any] = {}
@@ -290,9 +291,17 @@ class Splicer:
             made = getattr(op, expression.op)(*map(self._made, expression.operands))
         else:
             sides = self._made(expression.chosen), self._made(expression.other)
-            made = op.Where(expression.condition, *sides)
+            made = op.Where(self._condition(expression.condition), *sides)
         self.biases[expression] = made
         return made
+
+    def _condition(self, value: ir.Value) -> Any:
+        """A condition as a bool: tables of 0 and 1 count as one."""
+        if value.dtype == ir.DataType.BOOL:
+            return value
+        if value not in self.bools:
+            self.bools[value] = self.op.Cast(value, to=BOOL)
+        return self.bools[value]
 
     # The walk
 
@@ -326,6 +335,7 @@ class Splicer:
         assert site.scores is not None
         op, scores = self.op, site.scores
         number = None if scores.number == 1.0 else scores.number
+        some = None if site.zeroed is None else self._some_shown(*site.zeroed)
 
         def walk(op: Any) -> Any:
             known = facts
@@ -335,6 +345,8 @@ class Splicer:
             output = bias_walk(op, query, keys.turned(op), value, number, known)[0]
             if site.guarded:
                 output = op.Where(op.IsNaN(output), 0.0, output)
+            if some is not None:
+                output = op.Where(some, output, 0.0)
             return output
 
         def dense(op: Any) -> Any:
@@ -349,7 +361,8 @@ class Splicer:
             weights = op.Softmax(product, axis=-1)
             if site.guarded:
                 weights = op.Where(op.IsNaN(weights), 0.0, weights)
-            return op.MatMul(weights, value)
+            output = op.MatMul(weights, value)
+            return output if some is None else op.Where(some, output, 0.0)
 
         return op.If(
             fits,
@@ -359,12 +372,24 @@ class Splicer:
             _name=f"{site.name}/attention",
         )
 
+    def _some_shown(self, hidden: ir.Value, turned: bool) -> Any:
+        """Whether a query sees a key: bool [.., Tq or 1, 1], of rank 4."""
+        op = self.op
+        shown = self._condition(hidden) if turned else op.Not(self._condition(hidden))
+        sizes = self.dims.of(hidden)
+        rank = 4 if sizes is None else len(sizes)
+        seen = _reduce(op, "ReduceMax", op.Cast(shown, to=INT32), rank - 1, keepdims=1)
+        seen = op.Cast(seen, to=BOOL)
+        if rank == 3:
+            return op.Unsqueeze(seen, [1])
+        return op.Unsqueeze(seen, list(range(4 - rank))) if rank < 4 else seen
+
     def _faithful(self, op: Any, form: Form, product: Any) -> Any:
         """A form as it was written, of a product: for queries that see no key."""
         if isinstance(form, Select):
             chosen = self._faithful(op, form.chosen, product)
             other = self._faithful(op, form.other, product)
-            return op.Where(form.condition, chosen, other)
+            return op.Where(self._condition(form.condition), chosen, other)
         if isinstance(form, Fixed):
             return self._made(form.bias)
         assert isinstance(form, Linear)
@@ -436,7 +461,8 @@ class Splicer:
             """[batch or 1, Tv]"""
             sizes = self.dims.of(masks.key_mask)  # pyright: ignore[reportArgumentType]
             assert sizes is not None
-            shown = op.Squeeze(masks.key_mask, list(range(1, len(sizes) - 1)))
+            shown = self._condition(masks.key_mask)  # pyright: ignore[reportArgumentType]
+            shown = op.Squeeze(shown, list(range(1, len(sizes) - 1)))
             return op.Not(shown) if masks.turned else shown
 
         def found(op: Any) -> Any:
@@ -643,10 +669,10 @@ def _all(op: Any, condition: Any) -> Any:
     return op.Cast(_reduce(op, "ReduceMin", op.Cast(condition, to=INT32), 0), to=BOOL)
 
 
-def _reduce(op: Any, kind: str, tensor: Any, axis: int) -> Any:
+def _reduce(op: Any, kind: str, tensor: Any, axis: int, keepdims: int = 0) -> Any:
     if op.version < 18:
-        return getattr(op, kind)(tensor, axes=[axis], keepdims=0)
-    return getattr(op, kind)(tensor, [axis], keepdims=0)
+        return getattr(op, kind)(tensor, axes=[axis], keepdims=keepdims)
+    return getattr(op, kind)(tensor, [axis], keepdims=keepdims)
 
 
 def _block(op: Any, length: Any) -> Any:

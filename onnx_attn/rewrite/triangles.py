@@ -13,10 +13,9 @@ import onnx_ir as ir
 
 from .dims import Dims, Size, Sizes, equal
 from .normal import constant
-from .scores import HIDDEN_BELOW, Choice, Expression, Number, uniform
+from .scores import HIDDEN_BELOW, LARGEST_TABLE, Choice, Expression, Number, uniform
 
 SEE_THROUGH = ("Cast", "Identity", "Unsqueeze", "Reshape", "Squeeze")
-LARGEST_TABLE = 2**24  # elements of a stored triangle that are looked at
 
 
 @dataclass(frozen=True)
