@@ -16,7 +16,13 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 from onnxscript import GraphBuilder
 
-from ..graph.schedules.bias_walk import HIDDEN_BELOW, Facts, bias_facts, bias_walk
+from ..graph.schedules.bias_walk import (
+    HIDDEN_BELOW,
+    Facts,
+    bias_facts,
+    bias_walk,
+    walk_block,
+)
 from .dims import Axis, Dims, Made, Size, equal
 from .masks import bias_sizes
 from .products import Operand
@@ -38,8 +44,6 @@ from .triangles import Masks, known_masks
 
 # Fewer queries or keys than this, and the nodes that were there are as fast or faster.
 WALK_FROM = 160
-# Up to this many queries are one block; more are cut into equal blocks of about BLOCK.
-ONE_BLOCK, BLOCK = 256, 128
 FLOAT = ir.DataType.FLOAT
 INT32, BOOL = int(ir.DataType.INT32), int(ir.DataType.BOOL)
 
@@ -341,7 +345,7 @@ class Splicer:
             known = facts
             if known is None:
                 lengths = op.Shape(query, start=2, end=3), keys.length(op)
-                known = bias_facts(op, None, *lengths, _block(op, lengths[0]))
+                known = bias_facts(op, None, *lengths, walk_block(op, *lengths, alike=True))
             output = bias_walk(op, query, keys.turned(op), value, number, known)[0]
             if site.guarded:
                 output = op.Where(op.IsNaN(output), 0.0, output)
@@ -408,7 +412,9 @@ class Splicer:
 
             def found(op: Any) -> Any:
                 lengths = op.Shape(query, start=2, end=3), keys.length(op)
-                made.append(bias_facts(op, bias, *lengths, _block(op, lengths[0])))
+                alike = self.dims.axis(bias, 2) == 1
+                block = walk_block(op, *lengths, alike=alike)
+                made.append(bias_facts(op, bias, *lengths, block))
                 return made[0].table, made[0].kept
 
             def none(op: Any) -> Any:
@@ -472,7 +478,7 @@ class Splicer:
                 op,
                 None,
                 *lengths,
-                _block(op, lengths[0]),
+                walk_block(op, *lengths, alike=not masks.causal),
                 causal=masks.causal,
                 key_mask=shown,
                 penalty=masks.penalty,
@@ -673,12 +679,3 @@ def _reduce(op: Any, kind: str, tensor: Any, axis: int, keepdims: int = 0) -> An
     if op.version < 18:
         return getattr(op, kind)(tensor, axes=[axis], keepdims=keepdims)
     return getattr(op, kind)(tensor, [axis], keepdims=keepdims)
-
-
-def _block(op: Any, length: Any) -> Any:
-    """How many queries make a block: all of a short sequence, or equal parts of about BLOCK."""
-    last = op.Sub(length, [1])
-    wanted = op.Where(op.Greater(length, [ONE_BLOCK]), [BLOCK], [2**30])
-    count = op.Add(op.Div(last, wanted), [1])
-    return op.Add(op.Div(last, count), [1])
-

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from model_pairs import cases, run, small_blocks, walked, worst
+from model_pairs import Runner, cases, small_blocks, walked, worst
 from attention_spellings import MASKS, ORDERS, SCALES, TRANSPOSES, attention
 
 __all__ = ["small_blocks"]
@@ -17,10 +17,9 @@ pytestmark = pytest.mark.usefixtures("small_blocks")
 
 
 def hold(model: object, limit: float = 1e-5) -> None:
-    result = walked(model)
-    assert [site.reason for site in result.sites] == [None]
+    before, after = Runner(model), Runner(walked(model))
     for feeds in cases(model):
-        assert worst(run(model, feeds), run(result.model, feeds)) <= limit
+        assert worst(before(feeds), after(feeds)) <= limit
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,10 @@ import onnx
 import onnxruntime
 import pytest
 
-from onnx_attn.rewrite import Result, rewrite_model, splice
+from onnx_attn.graph.schedules import thresholds
+from onnx_attn.rewrite.normal import read_source
 from onnx_attn.rewrite.proof import difference
+from onnx_attn.rewrite.rewriting import Builder
 
 PADDINGS = ("none", "tails", "front", "gaps", "an empty row")
 
@@ -19,22 +21,30 @@ PADDINGS = ("none", "tails", "front", "gaps", "an empty row")
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The walk in many blocks at small sizes."""
-    monkeypatch.setattr(splice, "ONE_BLOCK", 8)
-    monkeypatch.setattr(splice, "BLOCK", 6)
+    for name in ("WALK_BLOCK", "SHORT_WALK_BLOCK", "SMALLEST_BLOCK"):
+        monkeypatch.setattr(thresholds, name, 6)
 
 
-def walked(model: onnx.ModelProto, **options: Any) -> Result:
+def walked(model: onnx.ModelProto | str) -> onnx.ModelProto:
     """The model rewritten throughout, walking at every size."""
-    return rewrite_model(model, keep_all=True, walk_from=1, **options)
+    builder = Builder(read_source(model), walk_from=1)
+    assert [site.reason for site in builder.sites] == [None] * len(builder.sites)
+    return builder.build([site.name for site in builder.sites])
 
 
-def run(model: onnx.ModelProto | str, feeds: Mapping[str, Any]) -> list[Any]:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    data = model if isinstance(model, str) else model.SerializeToString()
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    return list(session.run(None, dict(feeds)))
+class Runner:
+    """A model in a session of one thread."""
+
+    def __init__(self, model: onnx.ModelProto | str) -> None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = 1
+        data = model if isinstance(model, str) else model.SerializeToString()
+        providers = ["CPUExecutionProvider"]
+        self.session = onnxruntime.InferenceSession(data, options, providers=providers)
+
+    def __call__(self, feeds: Mapping[str, Any]) -> list[Any]:
+        return list(self.session.run(None, dict(feeds)))
 
 
 def worst(old: list[Any], new: list[Any]) -> float:

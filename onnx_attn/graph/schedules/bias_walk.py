@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from .thresholds import HIDDEN
+from ...configuration import HIDDEN
+from . import thresholds
 
 # A key counts as hidden where the bias is at most this: beside one without a bias it then weighs
 # exp(-9000) = 0, unless scores differ by thousands. What models write is -1e4 and less.
@@ -74,14 +75,13 @@ def bias_facts(
         bias: float `[batch, heads, Tq, Tv]`, each dim 1 or the axis; None for none.
         query_length: Tq, int64[1], at least 1.
         key_length: Tv, int64[1], at least 1.
-        block: Queries of a block, int64[1], at least 1; see `thresholds.walk_block`.
+        block: Queries of a block, int64[1], at least 1; see `walk_block`.
         causal: Whether query i sees keys j <= i only.
         key_mask: bool `[batch or 1, Tv]`, True where a key may be seen; None for none.
         penalty: What causal and the key mask add to a hidden score: once where both hide it.
         dtype: The type of the arithmetic, which the bias has.
     """
     blocks = _blocks(op, query_length, block)
-    facts = Facts(None, _kept(op, blocks), {}, dtype)
     triangle = mask = shift = None
     if key_mask is not None:
         shown, hidden = _number(op, 0.0, dtype), _number(op, penalty, dtype)
@@ -90,10 +90,12 @@ def bias_facts(
         # Alone, it hides keys beside the block only; with others, blocks may have to read all keys.
         shift = _ints(op, 0) if bias is None and mask is None else query_length
         triangle = _triangle(op, blocks, shift, key_length, penalty, dtype)
+    rows = None
     if bias is None:
         numbers = _numbers_of_masks(op, blocks, key_length, causal, key_mask)
     else:
-        numbers = _numbers_of_bias(op, bias, blocks, key_length, triangle, shift, mask, dtype)
+        rows = _by_rows(op, bias)
+        numbers = _numbers_of_bias(op, rows, blocks, key_length, triangle, shift, mask, dtype)
     first, open_end, last = (_slice(op, numbers, n, n + 1, 3) for n in range(3))
     end = op.Add(blocks.starts, blocks.size, _outputs=["block_ends"])
     columns: dict[str, list[Any]] = {
@@ -103,18 +105,12 @@ def bias_facts(
         "start": [blocks.starts],
         "end": [end],
     }
-    rows = None
-    if bias is not None:
-        dims = op.Shape(bias, _outputs=["bias_dims"])
-        lengths = _slice(op, dims, 2, 4, 0)
-        rows = op.Reshape(bias, op.Concat(_ints(op, -1), lengths, axis=0), _outputs=["bias_rows"])
-        lead = op.Concat(_slice(op, dims, 0, 2, 0), _ints(op, 1, 1), axis=0)
-        row = op.Reshape(_range(op, op.Shape(rows, start=0, end=1)), lead, _outputs=["bias_row"])
+    if rows is not None:
         # The one place of an axis of 1 serves all.
-        latest = op.Sub(lengths, _ints(op, 1))
-        start = op.Min(blocks.starts, _slice(op, latest, 0, 1, 0))
-        columns["bias_begin"] = [row, start, op.Min(open_end, _slice(op, latest, 1, 2, 0))]
-        columns["bias_end"] = [op.Add(row, _ints(op, 1)), end, last]
+        start = op.Min(blocks.starts, _slice(op, rows.latest, 0, 1, 0))
+        key = op.Min(open_end, _slice(op, rows.latest, 1, 2, 0))
+        columns["bias_begin"] = [rows.row, start, key]
+        columns["bias_end"] = [op.Add(rows.row, _ints(op, 1)), end, last]
     if triangle is not None:
         own = op.Sub(shift, blocks.starts)
         columns["triangle_begin"] = [op.Add(open_end, own)]
@@ -134,7 +130,26 @@ def bias_facts(
         _outputs=["facts_of_blocks"],
     )
     widths = {name: len(parts) for name, parts in columns.items()}
-    return Facts(table, facts.kept, widths, dtype, rows, triangle, mask)
+    whole = None if rows is None else rows.rows
+    return Facts(table, _kept(op, blocks), widths, dtype, whole, triangle, mask)
+
+
+def walk_block(op: Any, query_length: Any, key_length: Any, alike: bool = False) -> Any:
+    """Queries of a block, as even as they come: int64[1], at least 1.
+
+    `alike`: whether all queries see the same keys, so that small blocks leave out no more.
+    """
+    keys = op.Max(key_length, _ints(op, 1))
+    block = op.Div(_ints(op, thresholds.BLOCK_PAIRS), keys)
+    block = op.Max(block, _ints(op, thresholds.SMALLEST_BLOCK))
+    limit = _ints(op, thresholds.WALK_BLOCK)
+    if not alike:
+        many = op.Less(_ints(op, thresholds.WALK_KEYS), key_length, _outputs=["many_keys"])
+        limit = op.Where(many, limit, _ints(op, thresholds.SHORT_WALK_BLOCK))
+    one = _ints(op, 1)
+    latest = op.Sub(query_length, one)
+    count = op.Add(op.Div(latest, op.Min(block, limit)), one)
+    return op.Add(op.Div(latest, count), one, _outputs=["even_block"])
 
 
 def bias_walk(
@@ -272,6 +287,26 @@ def _parts(op: Any, numbers: Any, columns: dict[str, int]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class _Bias:
+    """A bias by its rows, of which each belongs to one or all batch rows and heads."""
+
+    rows: Any  # [rows, Tq or 1, Tv or 1]
+    lead: Any  # its batch and heads: int64[2]
+    lengths: Any  # its Tq and Tv: int64[2]
+    latest: Any  # its last query and key: int64[2]
+    row: Any  # 0, 1, ..: int64[batch or 1, heads or 1, 1, 1]
+
+
+def _by_rows(op: Any, bias: Any) -> _Bias:
+    dims = op.Shape(bias, _outputs=["bias_dims"])
+    lead, lengths = _slice(op, dims, 0, 2, 0), _slice(op, dims, 2, 4, 0)
+    rows = op.Reshape(bias, op.Concat(_ints(op, -1), lengths, axis=0), _outputs=["bias_rows"])
+    numbers = _range(op, op.Shape(rows, start=0, end=1))
+    row = op.Reshape(numbers, op.Concat(lead, _ints(op, 1, 1), axis=0), _outputs=["bias_row"])
+    return _Bias(rows, lead, lengths, op.Sub(lengths, _ints(op, 1)), row)
+
+
+@dataclass(frozen=True)
 class _Blocks:
     """Blocks of queries; the last one is moved up to end with them."""
 
@@ -281,7 +316,8 @@ class _Blocks:
 
 
 def _blocks(op: Any, length: Any, size: Any) -> _Blocks:
-    size = op.Min(size, length, _outputs=["block"])
+    # At least 1: tools that fix a length at 0 compute this beforehand.
+    size = op.Max(op.Min(size, length), _ints(op, 1), _outputs=["block"])
     count = op.Div(op.Sub(op.Add(length, size), _ints(op, 1)), size, _outputs=["block_count"])
     numbers = op.Unsqueeze(_range(op, count), _ints(op, 1))
     starts = op.Min(op.Mul(numbers, size), op.Sub(length, size), _outputs=["block_starts"])
@@ -333,7 +369,7 @@ def _numbers_of_masks(
 
 def _numbers_of_bias(
     op: Any,
-    bias: Any,
+    bias: _Bias,
     blocks: _Blocks,
     key_length: Any,
     triangle: Any,
@@ -341,60 +377,88 @@ def _numbers_of_bias(
     mask: Any,
     dtype: ir.DataType,
 ) -> Any:
-    """first, open_end and last by block, read from a bias: int64[.., .., blocks or 1, 3]."""
-    starts, mask_of_keys = blocks.starts, None
-    if triangle is None:
-        # A bias of one row has one block, which serves for all.
-        starts = op.Slice(starts, _ints(op, 0), op.Shape(bias, start=2, end=3))
-    if mask is not None:
-        mask_of_keys = op.Unsqueeze(mask, _ints(op, 1))  # [batch, 1, Tv]
+    """first, open_end and last by block, read from a bias: int64[.., .., blocks or 1, 3].
 
-    def of_block(op: Any, start: Any) -> Any:
-        begin, end = start, op.Add(start, blocks.size)
-        if triangle is not None:
-            begin = op.Min(begin, op.Sub(op.Shape(bias, start=2, end=3), _ints(op, 1)))
-        piece = op.Slice(bias, begin, end, _ints(op, 2))
+    One row of the bias at a time: ONNX Runtime reduces the first axis of two fast, an axis between
+    others twenty times slower.
+    """
+    starts = blocks.starts
+    if triangle is None:
+        # A bias of one query has one block, which serves for all.
+        starts = op.Slice(starts, _ints(op, 0), _slice(op, bias.lengths, 0, 1, 0))
+    lead = op.Concat(bias.lead, op.Shape(starts, start=0, end=1), _ints(op, 1), axis=0)
+    columns = {
+        "bias_row": bias.row,
+        "start": starts,
+        "bias_start": op.Min(starts, _slice(op, bias.latest, 0, 1, 0)),
+    }
+    batches = None
+    if mask is not None:
+        # The rows of the mask that belong to a batch row of the bias: one, or all where it is one.
+        mask_batch, one = op.Shape(mask, start=0, end=1), _ints(op, 1)
+        batch, heads = _slice(op, bias.lead, 0, 1, 0), _slice(op, bias.lead, 1, 2, 0)
+        batches = op.Where(op.Equal(batch, one), mask_batch, one, _outputs=["mask_rows_of_bias"])
+        begin = op.Min(op.Div(bias.row, heads), op.Sub(mask_batch, one))
+        columns |= {"mask_begin": begin, "mask_end": op.Add(begin, batches)}
+    table = op.Concat(*(op.Expand(part, lead) for part in columns.values()), axis=3)
+    table = op.Reshape(table, _ints(op, -1, len(columns)), _outputs=["bias_blocks"])
+
+    def of_block(op: Any, numbers: Any) -> Any:
+        parts = _parts(op, numbers, dict.fromkeys(columns, 1))
+        row, start = parts["bias_row"], parts["start"]
+        piece = op.Slice(
+            bias.rows,
+            op.Concat(row, parts["bias_start"], axis=0),
+            op.Concat(op.Add(row, _ints(op, 1)), op.Add(start, blocks.size), axis=0),
+            _ints(op, 0, 1),
+        )
+        piece = op.Squeeze(piece, _ints(op, 0), _outputs=["bias_of_block"])
         if triangle is not None:
             begin = op.Sub(shift, start)
             future = op.Slice(triangle, begin, op.Add(begin, key_length), _ints(op, 1))
             piece = op.Add(piece, future, _outputs=["masked_bias"])
-        # [batch or 1, heads or 1, block or 1, Tv or 1]; by key, of all keys:
-        zero = ir.tensor(np.zeros(1, dtype.numpy()))
-        by_key = mask_of_keys
-        if mask_of_keys is None:
-            by_key = op.ConstantOfShape(key_length, value=zero)
-        most = op.Add(_reduce(op, "ReduceMax", piece, 2, 0), by_key, _outputs=["most"])
-        least = op.Add(_reduce(op, "ReduceMin", piece, 2, 0), by_key, _outputs=["least"])
+        # [block or 1, Tv or 1]; by key, and of every key:
         limit, none = _number(op, HIDDEN_BELOW, dtype), _number(op, 0.0, dtype)
+        if mask is None:
+            zero = ir.tensor(np.zeros(1, dtype.numpy()))
+            by_key = op.ConstantOfShape(key_length, value=zero)
+        else:
+            by_key = op.Slice(mask, parts["mask_begin"], parts["mask_end"], _ints(op, 0))
+        most = op.Add(_reduce(op, "ReduceMax", piece, 0, 1), by_key, _outputs=["most"])
+        least = op.Add(_reduce(op, "ReduceMin", piece, 0, 1), by_key, _outputs=["least"])
         added = op.Not(op.And(op.Equal(most, none), op.Equal(least, none)), _outputs=["added"])
         seen = op.Greater(most, limit, _outputs=["seen"])
         first, open_end, last, _ = _span(op, seen, added, key_length)
-        if mask_of_keys is None:
-            rows = _reduce(op, "ReduceMax", piece, 3, 0)
-            see = op.Greater(_reduce(op, "ReduceMin", rows, 2, 1), limit)
+        if mask is None:
+            by_query = _reduce(op, "ReduceMax", piece, 1, 1)
+            see = op.Greater(_reduce(op, "ReduceMin", by_query, 0, 1), limit)
         else:
-            # How many keys each query sees is a product: no matrix of batch x heads is made.
+            # How many keys each query sees, for all rows of the mask as one product.
             limits = op.Expand(limit, key_length)
             shown = op.Cast(op.Greater(piece, limits), to=int(dtype), _outputs=["shown"])
-            keys = op.Cast(op.Equal(mask_of_keys, none), to=int(dtype))
-            keys = op.Unsqueeze(keys, _ints(op, 3), _outputs=["shown_keys"])
-            counts = op.MatMul(shown, keys, _outputs=["keys_seen"])  # [batch, heads, block, 1]
-            fewest = _reduce(op, "ReduceMin", counts, 2, 0)
-            see = op.Greater(fewest, none)
+            keys = op.Cast(op.Equal(by_key, none), to=int(dtype), _outputs=["shown_keys"])
+            counts = op.Gemm(keys, shown, transB=1, _outputs=["keys_seen"])  # [rows, block]
+            see = op.Greater(_reduce(op, "ReduceMin", counts, 1, 1), none)
         return _unless(op, op.Not(see), first, open_end, last, key_length)
 
-    return op.Scan(
-        starts,
+    numbers = op.Scan(
+        table,
         body=_body(
             op,
             of_block,
-            [_view("facts_start", INT64, 1)],
-            [_view("facts_of_block", INT64, "rows_batch", "rows_heads", 3)],
+            [_view("bias_block", INT64, len(columns))],
+            [_view("facts_of_block", INT64, "mask_rows", 3)],
         ),
         num_scan_inputs=1,
-        scan_output_axes=[2],
-        _outputs=["bias_facts"],
+        _outputs=["facts_of_bias"],
     )
+    if mask is None:
+        lead = op.Concat(bias.lead, _ints(op, -1, 3), axis=0)
+        return op.Reshape(numbers, lead, _outputs=["bias_facts"])
+    lead = op.Concat(bias.lead, _ints(op, -1), batches, _ints(op, 3), axis=0)
+    numbers = op.Transpose(op.Reshape(numbers, lead), perm=[0, 3, 1, 2, 4])
+    lead = op.Concat(_ints(op, -1), op.Shape(numbers, start=2, end=5), axis=0)
+    return op.Reshape(numbers, lead, _outputs=["bias_facts"])
 
 
 def _span(op: Any, seen: Any, added: Any, key_length: Any) -> tuple[Any, Any, Any, Any]:

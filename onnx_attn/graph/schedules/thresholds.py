@@ -43,3 +43,7 @@ PART_SCORES = 2**22
 # "Causal parts under a value mask". Of so many keys a value mask shows one at least, where parts
 # beat rows cut to their lengths.
 SHOWN_ONE_OF = 2
+
+# "The walk over a bias". Queries of a block beyond and up to so many keys: where queries see
+# different keys, small blocks leave out more of them; in long rows, starting operators weighs less.
+WALK_BLOCK, SHORT_WALK_BLOCK, WALK_KEYS = 256, 128, 1024
