@@ -78,7 +78,12 @@ def rewrite_model(
     ]
     result = Result(None, reports, max_difference, None, before)
     if not reports:
-        result.notes.append("the model has no Softmax")
+        fused = _fused(source.proto)
+        result.notes.append(
+            f"its attention is written as {fused}: there is no Softmax to begin at"
+            if fused
+            else "the model has no Softmax, so no attention was found"
+        )
     prover = Prover(source, sampler, inputs, at)
     if not keep_all:
         _leave_short(builder, reports)
@@ -254,6 +259,16 @@ def _count(proto: onnx.ModelProto) -> int:
                     graphs.append(attribute.g)
                 graphs += attribute.graphs
     return total
+
+
+def _fused(proto: onnx.ModelProto) -> str:
+    """The operators that compute attention whole, as optimizers and newer exporters write them."""
+    names = {
+        f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+        for node in proto.graph.node
+        if node.op_type.endswith("Attention")
+    }
+    return ", ".join(sorted(names))
 
 
 def _softmax_names(proto: onnx.ModelProto) -> list[str]:

@@ -163,6 +163,8 @@ def _read_backward(site: Site) -> None:
     source = site.softmax.inputs[0]
     assert source is not None
     products = list(_products(source))
+    if not products and _origin(source) in ("QuantizeLinear", "DequantizeLinear"):
+        raise Unreadable("its scores are quantised")
     if not products:
         raise Unreadable(f"its scores are no product: they come from {_origin(source)}")
     problem = Unreadable("its scores are no product")
