@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..arrays import Array
 from ..errors import InputError
-from .columns import Array, RaggedColumn, RowNames
+from .columns import RaggedColumn, RowNames
 
 # Rows sorted by the length of their values are then sorted by that of their queries, in stretches
 # of so many calls: else one long query would pad all queries of its call.

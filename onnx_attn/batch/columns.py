@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import Array
 from ..errors import InputError, OnnxAttnError
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 # 32-bit offsets, those of Arrow's `list`, end here.
 MOST_OFFSET = 2**31 - 1

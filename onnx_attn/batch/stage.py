@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import Array
 from ..configuration import TensorSpec, numpy_dtype
 from ..errors import InputError, OnnxAttnError
 from ..file.disk import as_path, read_file
@@ -16,7 +17,6 @@ from ..file.protobuf import metadata_of
 from ..session import AttentionSession
 from .calls import Call, Limits, Rows, calls
 from .columns import (
-    Array,
     Layout,
     RaggedColumn,
     RowNames,

@@ -10,9 +10,10 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 
 import numpy as np
 
+from ..arrays import Array
 from ..configuration import Schedule
 from ..errors import InputError
-from .cells import Array, Cell
+from .cells import Cell
 
 Kind = Literal["ours", "peer", "bound"]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from rich.console import Console
 
+from ..arrays import Array
 from ..errors import OnnxAttnError
 from ..file.disk import write_file
 from ..layer import Attention
@@ -23,8 +23,6 @@ from .terminal import Voice, heatmap
 # softmax of such numbers is nearly flat: "puppy" would put 0.26 on "dog". Five times as much
 # makes it 0.84; eight times leaves hardly a second choice to be seen.
 SCALE = 5.0
-
-Array = npt.NDArray[Any]
 
 
 def run_demo(directory: Path, console: Console) -> list[Path]:

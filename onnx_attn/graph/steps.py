@@ -32,8 +32,8 @@ AXES = {
 class Tensors:
     """The values a schedule reads.
 
-    `value_mask`, `query_mask`, `scale`, `concat_score_weight` and `training` are None where the
-    file has none of them.
+    `value_mask`, `query_mask`, `scale`, `concat_score_weight`, `training` and `bias` are None where
+    the file has none of them.
     """
 
     query: ir.Value
@@ -44,6 +44,7 @@ class Tensors:
     scale: ir.Value | None = None
     concat_score_weight: ir.Value | None = None
     training: ir.Value | None = None
+    bias: ir.Value | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class Steps:
     """The layer's formulas for one configuration, on whole tensors or on blocks of them.
 
     `known` holds the sizes that are fixed in the file, by dim name. `weights` are the trained
-    values that bodies may read (see `tied`).
+    values that bodies may read (see `tied`). `heads`: whether the tensors have an axis of heads
+    after the batch. `renamed`: what declared dims are called where heads are rows of the batch.
     """
 
     config: LayerConfig
@@ -59,6 +61,8 @@ class Steps:
     scores_wanted: bool = False
     known: Mapping[str, int] = field(default_factory=dict[str, int])
     weights: tuple[tuple[ir.Value, int], ...] = ()
+    heads: bool = False
+    renamed: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def compute(self) -> ir.DataType:
@@ -134,7 +138,7 @@ class Steps:
         """
         if op.builder.parent is not None or not self.weights:
             return op.Constant(value=ir.tensor(number))
-        sizes_of_weights = [op.Size(weight, _outputs=["weight_size"]) for weight, _ in self.weights]
+        sizes_of_weights = [self.count(op, weight, "weight_size") for weight, _ in self.weights]
         rest = op.Constant(value=ir.tensor(number - sum(count for _, count in self.weights)))
         for size in sizes_of_weights:
             rest = op.Add(rest, size, _outputs=["tied_to_weights"])
@@ -147,9 +151,12 @@ class Steps:
     def prepare_query(self, op: OpBuilder, query: ir.Value) -> ir.Value:
         """Work that is done once per query row, not once per score."""
         if self.has_dot_scores and self.tensors.scale is not None:
-            return op.call_inline(
-                formulas.scaled_query, query, self.tensors.scale, _outputs=["query_scaled"]
-            )
+            scale = self.tensors.scale
+            if self.compute == ir.DataType.DOUBLE:
+                # ONNX Runtime takes a constant scalar into MatMul, as an attribute of 32 bits.
+                dim = op.Slice(op.Shape(query), [-1], [2**31 - 1], _outputs=["dim_of_query"])
+                scale = op.Expand(scale, dim, _outputs=["scale_of_features"])
+            return op.call_inline(formulas.scaled_query, query, scale, _outputs=["query_scaled"])
         return query
 
     def scores(self, op: OpBuilder, query: ir.Value, key: ir.Value) -> ir.Value:
@@ -290,7 +297,7 @@ class Steps:
 
     def shape(self, *dims: str | None) -> ir.Shape:
         """A declared shape, in fixed sizes where the file fixes them."""
-        return ir.Shape([dim if dim is None else self.known.get(dim, dim) for dim in dims])
+        return ir.Shape([dim and self.known.get(dim, self.renamed.get(dim, dim)) for dim in dims])
 
     def branches(
         self,

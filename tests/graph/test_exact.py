@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 
 from onnx_attn import Attention, AttentionSession
+from onnx_attn.configuration import numpy_dtype
 from onnx_attn.reference import attention
-from oracle import MODES, close, make_layer, weights_for
+from oracle import MODES, close, make_layer, wanted_of, weights_for
 from strategies import Case, cases
 
 SESSIONS: dict[Any, Any] = {}
@@ -47,17 +48,7 @@ def test_file_agrees_with_the_reference(mode: str, dtype: str, data: st.DataObje
     )
     typed = {name: weight.astype(case.query.dtype) for name, weight in weights.items()}
     results = session.run({**case.feeds(), **typed})
-    output, scores = attention(
-        case.query,
-        case.value,
-        case.key,
-        query_mask=case.query_mask,
-        value_mask=case.value_mask,
-        score_mode=mode,
-        causal=causal,
-        compute="float64" if dtype == "float64" else "float32",
-        **{name: weight.astype(np.float64) for name, weight in typed.items()},
-    )
+    output, scores = wanted_of(case, mode, causal, typed, dtype)
     close(results["output"], output, dtype)
     close(results["attention_scores"], scores, dtype)
 
@@ -74,15 +65,7 @@ def test_reference_evaluator_agrees(mode: str, causal: bool, data: st.DataObject
         SESSIONS[which] = ReferenceEvaluator(layer.to_onnx(return_attention_scores=True))
     feeds = {"query_mask": np.array([[True]]), "value_mask": np.array([[True]]), **case.feeds()}
     output, scores = SESSIONS[which].run(None, feeds)
-    wanted = attention(
-        case.query,
-        case.value,
-        case.key,
-        query_mask=case.query_mask,
-        value_mask=case.value_mask,
-        score_mode=mode,
-        causal=causal,
-    )
+    wanted = wanted_of(case, mode, causal, {}, "float32")
     close(output, wanted[0], "float32")
     close(scores, wanted[1], "float32")
 
@@ -174,3 +157,37 @@ def test_inference_is_repeatable_bit_for_bit() -> None:
     query, value = (rng.standard_normal((2, 33, 17)).astype(np.float32) for _ in range(2))
     layer = Attention(causal=True, dropout=0.5)
     np.testing.assert_array_equal(layer([query, value]), layer([query, value], training=False))
+
+
+@pytest.mark.parametrize("schedule", ["auto", "dense", "tiled"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_trained_weights_in_the_file(causal: bool, dtype: str, mode: str, schedule: str) -> None:
+    """A constant of the file may go other ways through a runtime than an input."""
+    layer = make_layer(mode, use_scale=True, causal=causal, dtype=dtype)
+    if mode == "additive":
+        layer.build(6)
+    rng = np.random.default_rng(4)
+    weights = weights_for(mode, True, 6, rng)
+    layer.set_weights(
+        [weights[name] for name in ("scale", "concat_score_weight") if name in weights]
+    )
+    model = layer.to_onnx(schedule=schedule, masks="none", return_attention_scores=True)
+    session = AttentionSession(model.SerializeToString(), device="cpu")
+    query, value, key = (
+        rng.uniform(-1.5, 1.5, shape).astype(numpy_dtype(dtype))
+        for shape in ((2, 7, 6), (2, 5, 3), (2, 5, 6))
+    )
+    results = session.run({"query": query, "value": value, "key": key})
+    wanted = attention(
+        query,
+        value,
+        key,
+        score_mode=mode,
+        causal=causal,
+        compute="float64" if dtype == "float64" else "float32",
+        **{name: weight.astype(query.dtype).astype(np.float64) for name, weight in weights.items()},
+    )
+    close(results["output"], wanted[0], dtype)
+    close(results["attention_scores"], wanted[1], dtype)

@@ -228,7 +228,8 @@ def test_the_lock_files_name_public_registries_alone() -> None:
 def test_a_wheel_carries_every_source(name: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     carried = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
-    home = str(languages.IN_WHEEL.relative_to(ROOT))
+    package = Path(languages.__file__).parents[2]  # installed or in a checkout
+    home = str(languages.IN_WHEEL.relative_to(package.parent))
     assert all(carried[path] == path.replace("examples", home, 1) for path in carried)
     for pattern in getattr(RUNTIMES[name], "files"):  # noqa: B009
         found = list((EXAMPLES / name).glob(pattern))
@@ -605,3 +606,46 @@ def test_headers_newer_than_the_library(
     finally:
         monkeypatch.undo()
         runtime.start(True, print)
+
+
+README_LINES = """
+#include <onnxruntime_cxx_api.h>
+#include <array>
+#include <cstdio>
+#include <vector>
+int main() {{
+  Ort::Env env{{ORT_LOGGING_LEVEL_FATAL, "lines"}};
+  const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
+  std::vector<float> query(8), value(12);
+  for (int n = 0; n < 12; ++n) value[n] = n;
+  std::array<bool, 1> none{{true}};
+  const std::array<int64_t, 3> q{{1, 2, 4}}, v{{1, 3, 4}};
+  const std::array<int64_t, 2> one{{1, 1}};
+  std::vector<Ort::Value> feeds;
+  feeds.push_back(Ort::Value::CreateTensor<float>(memory, query.data(), 8, q.data(), 3));
+  feeds.push_back(Ort::Value::CreateTensor<float>(memory, value.data(), 12, v.data(), 3));
+  feeds.push_back(Ort::Value::CreateTensor<float>(memory, value.data(), 12, v.data(), 3));
+  feeds.push_back(Ort::Value::CreateTensor<bool>(memory, none.data(), 1, one.data(), 2));
+  const char* const names[] = {{"query", "value", "key", "query_mask", "value_mask"}};
+  const char* const wanted[] = {{"output"}};
+  {lines}
+  for (int n = 0; n < 8; ++n) std::printf("%g ", results[0].GetTensorData<float>()[n]);
+}}
+"""
+
+
+@pytest.mark.runtimes
+@pytest.mark.languages
+def test_the_lines_of_the_readme_in_cpp(cmake: Path, tmp_path: Path) -> None:
+    (lines,) = re.findall(r"^```cpp\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    (tmp_path / "lines.cpp").write_text(README_LINES.format(lines=lines))
+    (library,) = (cmake / "lib").iterdir()
+    include = ["-isystem", str(languages.header("onnxruntime_cxx_api.h"))]
+    found = [f"-Wl,-rpath,{library.parent}", str(library), "-o", "lines"]
+    call(["c++", "-std=c++17", "-Wall", "-Werror", *include, "lines.cpp", *found], tmp_path)
+    done = subprocess.run(
+        [str(tmp_path / "lines")], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    # A query of zeros weighs what it may see alike: the mean of the first two values.
+    assert done.stdout.split() == ["2", "3", "4", "5"] * 2

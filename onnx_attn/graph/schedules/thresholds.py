@@ -44,6 +44,5 @@ PART_SCORES = 2**22
 # beat rows cut to their lengths.
 SHOWN_ONE_OF = 2
 
-# "The walk over a bias". Queries of a block beyond and up to so many keys: where queries see
-# different keys, small blocks leave out more of them; in long rows, starting operators weighs less.
-WALK_BLOCK, SHORT_WALK_BLOCK, WALK_KEYS = 256, 128, 1024
+# "The walk over a bias". Queries of a block, where it has not too many scores.
+WALK_BLOCK = 256
