@@ -16,8 +16,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 from onnxscript import GraphBuilder
 
+from ..graph.schedules.bias_facts import HIDDEN_BELOW
 from ..graph.schedules.bias_walk import (
-    HIDDEN_BELOW,
     Facts,
     bias_facts,
     bias_walk,

@@ -21,7 +21,7 @@ PADDINGS = ("none", "tails", "front", "gaps", "an empty row")
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The walk in many blocks at small sizes."""
-    for name in ("WALK_BLOCK", "SHORT_WALK_BLOCK", "SMALLEST_BLOCK"):
+    for name in ("WALK_BLOCK", "LARGEST_BLOCK", "SMALLEST_BLOCK"):
         monkeypatch.setattr(thresholds, name, 6)
 
 
