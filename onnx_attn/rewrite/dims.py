@@ -1,4 +1,4 @@
-"""Where the sizes of a value come from: a number, or an axis of one of the model's inputs.
+"""Where the sizes of a value come from.
 
 Shape inference forgets what a Reshape to computed sizes makes of a tensor; exporters write little
 else. Here the sizes are followed through the nodes that compute them, so that two tensors can be
@@ -7,43 +7,79 @@ told to be of one size, and a mask need not ask the scores for theirs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from .normal import constant
+from .sizes import Axis, Size, Sizes, computed, equal, product, quotient, stretched
 
-
-@dataclass(frozen=True)
-class Axis:
-    """The size of an axis of a model's input."""
-
-    name: str
-    axis: int
-
-
-@dataclass(frozen=True)
-class Made:
-    """A size made of others by an operator."""
-
-    op: str
-    sizes: tuple[Size, ...]
-
-
-Size = int | Axis | Made
-Sizes = tuple["Size | None", ...]
+__all__ = ["Axis", "Dims", "Size", "Sizes", "equal"]
 
 SAME = frozenset(
-    "Cast Identity Relu Sigmoid Tanh Erf Exp Log Sqrt Neg Not IsNaN IsInf Abs Reciprocal Softmax "
-    "LayerNormalization Dropout Clip Gelu HardSigmoid Softplus LeakyRelu Elu Floor Ceil Round Sign "
-    "Sin Cos Trilu CumSum SimplifiedLayerNormalization RMSNormalization Celu Selu Mish".split()
+    [
+        "Cast",
+        "Identity",
+        "Relu",
+        "Sigmoid",
+        "Tanh",
+        "Erf",
+        "Exp",
+        "Log",
+        "Sqrt",
+        "Neg",
+        "Not",
+        "IsNaN",
+        "IsInf",
+        "Abs",
+        "Reciprocal",
+        "Softmax",
+        "LayerNormalization",
+        "Dropout",
+        "Clip",
+        "Gelu",
+        "HardSigmoid",
+        "Softplus",
+        "LeakyRelu",
+        "Elu",
+        "Floor",
+        "Ceil",
+        "Round",
+        "Sign",
+        "Sin",
+        "Cos",
+        "Trilu",
+        "CumSum",
+        "SimplifiedLayerNormalization",
+        "RMSNormalization",
+        "Celu",
+        "Selu",
+        "Mish",
+    ]
 )
 BROADCAST = frozenset(
-    "Add Sub Mul Div Pow And Or Xor Equal Less LessOrEqual Greater GreaterOrEqual Where Min Max "
-    "Sum Mod PRelu".split()
+    [
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Pow",
+        "And",
+        "Or",
+        "Xor",
+        "Equal",
+        "Less",
+        "LessOrEqual",
+        "Greater",
+        "GreaterOrEqual",
+        "Where",
+        "Min",
+        "Max",
+        "Sum",
+        "Mod",
+        "PRelu",
+    ]
 )
 
 
@@ -78,7 +114,7 @@ class Dims:
         node = value.producer()
         if node is None:
             found = self._declared(value)
-        elif node.domain == "" and node.outputs and node.outputs[0] is value or (
+        elif (node.domain == "" and node.outputs and node.outputs[0] is value) or (
             node.op_type == "Split"
         ):
             found = self._of_node(node, value)
@@ -94,11 +130,13 @@ class Dims:
 
     def _declared(self, value: ir.Value) -> Sizes | None:
         if value.const_value is not None:
-            return tuple(int(dim) for dim in value.const_value.shape)
+            return tuple(value.const_value.shape.numpy())
         if value.shape is None or not value.is_graph_input():
             return None
         return tuple(
-            dim if isinstance(dim, int) else self.named.get(str(dim.value), Axis(str(value.name), i))
+            dim
+            if isinstance(dim, int)
+            else self.named.get(str(dim.value), Axis(str(value.name), i))
             for i, dim in enumerate(value.shape)
         )
 
@@ -115,7 +153,7 @@ class Dims:
             wanted = None if target is None else self.vector(target)
             if wanted is None or kind == "ConstantOfShape":
                 return wanted
-            return None if sizes is None else _stretched([sizes, wanted])
+            return None if sizes is None else stretched([sizes, wanted])
         if kind == "Range":
             return self._range(node)
         if sizes is None or first is None:
@@ -125,7 +163,7 @@ class Dims:
             perm = attribute.as_ints() if attribute else list(range(len(sizes)))[::-1]
             return tuple(sizes[axis] for axis in perm)
         if kind in ("MatMul", "Gemm"):
-            return self._product(node, sizes)
+            return self._of_product(node, sizes)
         if kind == "Gather":
             index = None if node.inputs[1] is None else self.of(node.inputs[1])
             axis = _attribute(node, "axis", 0) % len(sizes)
@@ -147,7 +185,7 @@ class Dims:
             return self._reshaped(node, sizes)
         if kind == "Flatten":
             axis = _attribute(node, "axis", 1)
-            return (_product(sizes[:axis]), _product(sizes[axis:]))
+            return (product(sizes[:axis]), product(sizes[axis:]))
         if kind == "Concat":
             axis = _attribute(node, "axis", 0) % len(sizes)
             return (*sizes[:axis], None, *sizes[axis + 1 :])
@@ -168,7 +206,7 @@ class Dims:
 
     def _broadcast(self, values: list[ir.Value]) -> Sizes | None:
         shapes = [self.of(value) for value in values]
-        return None if any(s is None for s in shapes) else _stretched([s for s in shapes if s])
+        return None if any(s is None for s in shapes) else stretched([s for s in shapes if s])
 
     def _range(self, node: ir.Node) -> Sizes | None:
         start, limit, delta = node.inputs
@@ -179,14 +217,14 @@ class Dims:
         vector = self.vector(limit)
         return vector if vector is not None and len(vector) == 1 else (None,)
 
-    def _product(self, node: ir.Node, left: Sizes) -> Sizes | None:
+    def _of_product(self, node: ir.Node, left: Sizes) -> Sizes | None:
         right = None if node.inputs[1] is None else self.of(node.inputs[1])
         if right is None or len(left) < 2 or len(right) < 2:
             return None
         if node.op_type == "Gemm":
             rows = left[1] if _attribute(node, "transA", 0) else left[0]
             return (rows, right[0] if _attribute(node, "transB", 0) else right[1])
-        lead = _stretched([left[:-2], right[:-2]])
+        lead = stretched([left[:-2], right[:-2]])
         return None if lead is None else (*lead, left[-2], right[-1])
 
     def _squeezed(self, node: ir.Node, sizes: Sizes) -> Sizes | None:
@@ -214,7 +252,7 @@ class Dims:
         if result.count(-1) == 1:
             place = result.index(-1)
             others = result[:place] + result[place + 1 :]
-            result[place] = _quotient(sizes, others)  # pyright: ignore[reportArgumentType]
+            result[place] = quotient(sizes, others)  # pyright: ignore[reportArgumentType]
         return tuple(result)
 
     def _cut(self, node: ir.Node, sizes: Sizes, value: ir.Value) -> Sizes | None:
@@ -292,7 +330,7 @@ class Dims:
         if kind == "Slice":
             return self._sliced(node, vector)
         if kind == "ReduceProd":
-            return (_product(vector),)
+            return (product(vector),)
         if kind in ("Mul", "Add", "Sub", "Div", "Max", "Min") and len(node.inputs) == 2:
             other = None if node.inputs[1] is None else self.vector(node.inputs[1])
             if other is None or (len(vector) != len(other) and 1 not in (len(vector), len(other))):
@@ -300,7 +338,7 @@ class Dims:
             count = max(len(vector), len(other))
             left = vector * count if len(vector) == 1 else vector
             right = other * count if len(other) == 1 else other
-            return tuple(_computed(kind, a, b) for a, b in zip(left, right, strict=True))
+            return tuple(computed(kind, a, b) for a, b in zip(left, right, strict=True))
         return None
 
     def _chosen(self, node: ir.Node) -> Sizes | None:
@@ -339,96 +377,3 @@ def _length(size: Size | None, start: Size | None, end: Size | None) -> Size | N
 def _attribute(node: ir.Node, name: str, default: int) -> int:
     attribute = node.attributes.get(name)
     return default if attribute is None else attribute.as_int()
-
-
-def _stretched(shapes: list[Sizes]) -> Sizes | None:
-    """The shape that broadcasting makes of several."""
-    rank = max((len(shape) for shape in shapes), default=0)
-    result: list[Size | None] = []
-    for axis in range(-rank, 0):
-        sizes = [shape[axis] for shape in shapes if len(shape) >= -axis]
-        others = {size for size in sizes if size != 1}
-        if not others:
-            result.append(1)
-        elif None in others:
-            # A known size other than 1 is the result, unless the other is larger, an error.
-            fixed = [size for size in others if isinstance(size, int)]
-            result.append(fixed[0] if fixed else None)
-        else:
-            fixed = [size for size in others if isinstance(size, int)]
-            result.append(fixed[0] if fixed else others.pop() if len(others) == 1 else None)
-    return tuple(result)
-
-
-def _factors(sizes: list[Size | None]) -> tuple[int, list[Size]] | None:
-    number, rest = 1, list[Size]()
-    for size in sizes:
-        if size is None:
-            return None
-        if isinstance(size, int):
-            number *= size
-        elif isinstance(size, Made) and size.op == "Mul":
-            inner = _factors(list(size.sizes))
-            if inner is None:
-                return None
-            number *= inner[0]
-            rest += inner[1]
-        else:
-            rest.append(size)
-    return number, sorted(rest, key=repr)
-
-
-def _product(sizes: Sizes) -> Size | None:
-    factors = _factors(list(sizes))
-    if factors is None:
-        return None
-    number, rest = factors
-    if not rest:
-        return number
-    if number == 1 and len(rest) == 1:
-        return rest[0]
-    return Made("Mul", (number, *rest))
-
-
-def _quotient(sizes: Sizes, others: list[Size | None]) -> Size | None:
-    """The size that `others` leave of `sizes`: what -1 stands for in a Reshape."""
-    whole, taken = _factors(list(sizes)), _factors(others)
-    if whole is None or taken is None or taken[0] == 0 or whole[0] % taken[0]:
-        return None
-    rest = list(whole[1])
-    for size in taken[1]:
-        if size not in rest:
-            return None
-        rest.remove(size)
-    return _product((whole[0] // taken[0], *rest))
-
-
-def _computed(op: str, left: Size | None, right: Size | None) -> Size | None:
-    if left is None or right is None:
-        return None
-    if op == "Mul":
-        return _product((left, right))
-    if isinstance(left, int) and isinstance(right, int):
-        if op == "Div":
-            return left // right if right else None
-        return {"Add": left + right, "Sub": left - right, "Max": max(left, right)}.get(
-            op, min(left, right)
-        )
-    if op in ("Max", "Min") and left == right:
-        return left
-    if op in ("Add", "Sub") and right == 0:
-        return left
-    if op == "Div":
-        return _quotient((left,), [right])
-    return Made(op, (left, right))
-
-
-def equal(left: Size | None, right: Size | None) -> bool:
-    """Whether two sizes are known to be one."""
-    return left is not None and left == right
-
-
-def count(sizes: Sizes) -> int | None:
-    """The number of elements, where all sizes are numbers."""
-    numbers = [size for size in sizes if isinstance(size, int)]
-    return prod(numbers) if len(numbers) == len(sizes) else None

@@ -16,7 +16,7 @@ from .normal import external_locations
 
 def check_target(source: Path, target: Path) -> None:
     """Raises InputError where `target` is the model itself, or there is no folder for it."""
-    if target.exists() and source.exists() and os.path.samefile(source, target):
+    if target.exists() and source.exists() and source.samefile(target):
         raise InputError(f"{target} is the model itself: choose another file to write")
     if not target.absolute().parent.is_dir():
         raise InputError(f"{target} cannot be written: there is no folder {target.parent}")
@@ -44,7 +44,7 @@ def write_result(model: onnx.ModelProto, source: Path, target: Path) -> Path:
 
 
 def _same(old: Path, new: Path) -> bool:
-    return os.path.samefile(old, new)
+    return old.samefile(new)
 
 
 def _beside(old: Path, new: Path, name: str) -> list[Path]:
@@ -54,7 +54,7 @@ def _beside(old: Path, new: Path, name: str) -> list[Path]:
         raise ModelError(f"the model's weights are at {name}, outside of its folder")
     source, target = old / relative, new / relative
     if target.exists():
-        if os.path.samefile(source, target) or filecmp.cmp(source, target, shallow=False):
+        if source.samefile(target) or filecmp.cmp(source, target, shallow=False):
             return []
         raise ModelError(f"{target} is in the way of the model's weights: it holds other bytes")
     try:

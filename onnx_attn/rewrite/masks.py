@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .dims import Dims, Sizes
-from .scores import Choice, Computed, Expression, Known, Number
+from .expressions import Choice, Computed, Expression, Known, Number
+from .scores import HIDDEN_BELOW
 from .sites import Site
 
 
@@ -51,7 +52,7 @@ def bias_sizes(expression: Expression, dims: Dims) -> Sizes | None:
 def _hides_only(expression: Expression) -> bool:
     """Whether the bias is known to be 0 where it does not hide."""
     if isinstance(expression, Number):
-        return expression.number == 0.0 or expression.number < -9000.0
+        return expression.number == 0.0 or expression.number < HIDDEN_BELOW
     if isinstance(expression, Choice):
         return _hides_only(expression.chosen) and _hides_only(expression.other)
     if isinstance(expression, Computed) and expression.op in ("Add", "Max"):

@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from .normal import constant
-from .scores import Unreadable
+from .scores import UnreadableError
 
 PRODUCTS = ("MatMul", "Einsum", "Gemm", "FusedMatMul", "TransposeMatMul")
 
@@ -52,23 +52,21 @@ class Sum:
 
 
 def rank_of(value: ir.Value) -> int:
-    """The rank of a value. Raises Unreadable where it is unknown."""
+    """The rank of a value. Raises UnreadableError where it is unknown."""
     if value.shape is None:
-        raise Unreadable(f"the rank of {value.name!r} is unknown")
+        raise UnreadableError(f"the rank of {value.name!r} is unknown")
     return len(value.shape)
 
 
 def read_product(node: ir.Node) -> Product:
-    """Query and key of the product that makes the scores. Raises Unreadable."""
+    """Query and key of the product that makes the scores. Raises UnreadableError."""
     left, right = _two(node)
     if node.op_type == "MatMul":
         ranks = rank_of(left), rank_of(right)
         if min(ranks) < 2:
-            raise Unreadable("the product is of a vector")
+            raise UnreadableError("the product is of a vector")
         rank = max(ranks)
-        return Product(
-            node, Operand(left, added=rank - ranks[0]), _turned(right, rank - ranks[1])
-        )
+        return Product(node, Operand(left, added=rank - ranks[0]), _turned(right, rank - ranks[1]))
     if node.op_type == "Gemm":
         alpha = _gemm(node)
         query = Operand(left, (1, 0)) if _flag(node, "transA") else Operand(left)
@@ -81,7 +79,7 @@ def read_product(node: ir.Node) -> Product:
     features = [letter for letter in first if letter in second and letter not in result]
     lead = result[:-2]
     if len(features) != 1 or keys in first or queries in second or queries not in first:
-        raise Unreadable("the product is an Einsum of another kind")
+        raise UnreadableError("the product is an Einsum of another kind")
     return Product(
         node,
         _arranged(left, first, [*lead, queries, features[0]]),
@@ -90,18 +88,18 @@ def read_product(node: ir.Node) -> Product:
 
 
 def read_sum(node: ir.Node, weights: ir.Value) -> Sum:
-    """The value that `weights` are multiplied with. Raises Unreadable."""
+    """The value that `weights` are multiplied with. Raises UnreadableError."""
     left, right = _two(node)
     if node.op_type == "MatMul":
         if left is not weights:
-            raise Unreadable("the weights are the second operand of a product")
+            raise UnreadableError("the weights are the second operand of a product")
         ranks = rank_of(left), rank_of(right)
         if ranks[1] > ranks[0] or ranks[1] < 2:
-            raise Unreadable("weights and value are of different ranks")
+            raise UnreadableError("weights and value are of different ranks")
         return Sum(Operand(right, added=ranks[0] - ranks[1]))
     if node.op_type == "Gemm":
         if left is not weights or _flag(node, "transA") or _gemm(node) != 1.0:
-            raise Unreadable("the weights enter a Gemm of another kind")
+            raise UnreadableError("the weights enter a Gemm of another kind")
         return Sum(_turned(right) if _flag(node, "transB") else Operand(right))
     first, second, result = _letters(node)
     if left is not weights:
@@ -111,7 +109,7 @@ def read_sum(node: ir.Node, weights: ir.Value) -> Sum:
     lead = first[:-2]
     plain = [*lead, queries, *features]
     if len(features) != 1 or keys in result or sorted(plain) != sorted(result):
-        raise Unreadable("the weights enter an Einsum of another kind")
+        raise UnreadableError("the weights enter an Einsum of another kind")
     perm = tuple(plain.index(letter) for letter in result)
     value = _arranged(right, second, [*lead, keys, features[0]])
     return Sum(value, None if perm == tuple(range(len(perm))) else perm)
@@ -119,13 +117,13 @@ def read_sum(node: ir.Node, weights: ir.Value) -> Sum:
 
 def _two(node: ir.Node) -> tuple[ir.Value, ir.Value]:
     if node.domain != "":
-        raise Unreadable(
+        raise UnreadableError(
             f"its product is {node.domain}.{node.op_type}, written by an optimizer: "
             "rewrite the model before it is optimised"
         )
     values = [value for value in node.inputs if value is not None]
     if len(values) != 2:
-        raise Unreadable(f"the product, {node.op_type}, has {len(values)} operands")
+        raise UnreadableError(f"the product, {node.op_type}, has {len(values)} operands")
     return values[0], values[1]
 
 
@@ -135,16 +133,16 @@ def _letters(node: ir.Node) -> tuple[list[str], list[str], list[str]]:
     first, _, second = operands.partition(",")
     letters = [list(part) for part in (first, second, result)]
     if not arrow or "." in text or any(len(set(part)) != len(part) for part in letters):
-        raise Unreadable(f"the product is an Einsum that is not read: {text}")
+        raise UnreadableError(f"the product is an Einsum that is not read: {text}")
     if len(result) < 2:
-        raise Unreadable(f"the product is an Einsum of another kind: {text}")
+        raise UnreadableError(f"the product is an Einsum of another kind: {text}")
     return letters[0], letters[1], letters[2]
 
 
 def _arranged(value: ir.Value, letters: Sequence[str], wanted: Sequence[str]) -> Operand:
     """An Einsum's operand with its axes in the order wanted."""
     if sorted(letters) != sorted(wanted):
-        raise Unreadable("the product is an Einsum that broadcasts")
+        raise UnreadableError("the product is an Einsum that broadcasts")
     perm = tuple(letters.index(letter) for letter in wanted)
     return Operand(value, None if perm == tuple(range(len(perm))) else perm)
 
@@ -171,7 +169,7 @@ def _flag(node: ir.Node, name: str) -> bool:
 
 def _gemm(node: ir.Node) -> float:
     if len(node.inputs) > 2 and node.inputs[2] is not None:
-        raise Unreadable("the product is a Gemm with a third operand")
+        raise UnreadableError("the product is a Gemm with a third operand")
     attribute = node.attributes.get("alpha")
     return 1.0 if attribute is None else attribute.as_float()
 

@@ -12,7 +12,7 @@ import onnx
 
 from ..errors import InputError, ModelError, OnnxAttnError
 from .normal import Source
-from .runs import Runner, RunError
+from .runs import RunError, Runner
 from .samples import Sample, Sampler
 
 # Batch and length of made inputs: beyond one block, below, decoding. The first that the original
@@ -26,9 +26,9 @@ LAST_RESORT = tuple(
 # Seconds of runs after which no further sizes are tried.
 PATIENCE = 240.0
 
-# A model may turn the rounding of its own weights into more than the limit. Then the limit cannot be
-# met by anything that adds in another order, and a few times that rounding is allowed instead; but
-# limits below LEAST_LIMIT, which rounding alone exceeds, are taken at their word.
+# A model may turn the rounding of its own weights into more than the limit. The limit cannot then
+# be met by anything that adds in another order, and a few times that rounding is allowed instead;
+# but limits below LEAST_LIMIT, which rounding alone exceeds, are taken at their word.
 ROUNDING, ALLOWED, LEAST_LIMIT = 2.0**-24, 4.0, 1e-5
 
 Build = Callable[[Sequence[str]], onnx.ModelProto]
@@ -56,7 +56,9 @@ class Proof:
                 f"; rounding its weights moves the original itself by "
                 f"{max(self.unstable.values()):.2g} on {len(self.unstable)} of them"
             )
-        return words + (f"; the original does not run: {'; '.join(self.failed)}" if self.failed else "")
+        return words + (
+            f"; the original does not run: {'; '.join(self.failed)}" if self.failed else ""
+        )
 
 
 def difference(old: Any, new: Any) -> float:

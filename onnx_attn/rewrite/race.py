@@ -81,12 +81,17 @@ class _Racer:
         command = [sys.executable, "-m", f"{__package__}.racer", str(model), str(feeds)]
         command += [str(threads), "" if folder is None else str(folder)]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     def ask(self, question: Any = None) -> Any:
         """The answer to a question; to None, what it has to say of its first run."""
-        assert self.process.stdin and self.process.stdout
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         if question is not None:
             self.process.stdin.write(f"{json.dumps(question)}\n")
             self.process.stdin.flush()
@@ -114,15 +119,13 @@ def race(
     """Run two models on `feeds` in turns. `sizes`: bytes of their files, weights included."""
     with tempfile.TemporaryDirectory(prefix="onnx-attn-") as scratch:
         where = Path(scratch)
-        np.savez(where / "feeds.npz", **dict(feeds))
+        np.savez(where / "feeds.npz", allow_pickle=False, **dict(feeds))
         racers: list[_Racer] = []
         try:
             firsts: list[dict[str, Any]] = []
             for name, model in (("before", before), ("after", after)):
                 (where / f"{name}.onnx").write_bytes(model.SerializeToString())
-                racers.append(
-                    _Racer(where / f"{name}.onnx", folder, where / "feeds.npz", threads)
-                )
+                racers.append(_Racer(where / f"{name}.onnx", folder, where / "feeds.npz", threads))
                 firsts.append(racers[-1].ask())
             turns = _turns(racers, max(first["seconds"] for first in firsts))
         finally:

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from ..errors import InputError, ModelError
 from ..version import __version__
 from .dims import Dims
+from .expressions import ZERO
 from .masks import bias_sizes, words_of
 from .normal import Source, normal_form, read_source
 from .proof import Prover
@@ -21,9 +22,9 @@ from .race import race
 from .report import Result, SiteReport
 from .runs import RunError
 from .samples import Feeds, Sampler
-from .scores import ZERO
+from .sharing import share_masks
 from .sites import Site, find_sites
-from .splice import WALK_FROM, Splicer, share_masks
+from .splice import WALK_FROM, Splicer
 from .triangles import hides_nothing
 
 DEFAULT_BATCH, DEFAULT_LENGTH = 1, 512
@@ -160,7 +161,7 @@ class Builder:
         kinds: dict[Any, list[str]] = {}
         for site in self.sites:
             if site.name in names:
-                assert site.scores and site.product
+                assert site.product is not None
                 widths = self.dims.of(site.product.query.value)
                 kinds.setdefault((words_of(site, self.dims), widths), []).append(site.name)
         return list(kinds.values())

@@ -15,8 +15,9 @@ import numpy as np
 import onnx_ir as ir
 
 from ..errors import InputError
+from .expressions import Known
 from .normal import constant
-from .scores import Known, parts
+from .scores import parts
 from .sites import Site
 
 Feeds = dict[str, np.ndarray[Any, Any]]
@@ -24,10 +25,29 @@ MASKS = ("none", "tails", "front", "gaps", "an empty row")
 BATCH_WORDS = re.compile(r"batch|^[bn]$|^bs|_b$", re.IGNORECASE)
 LENGTH_WORDS = re.compile(r"seq|len|time|token|^[tls]$|width|height", re.IGNORECASE)
 THROUGH = frozenset(
-    "Cast Identity Unsqueeze Squeeze Reshape Slice Expand Flatten Clip Max Min Where Transpose "
-    "Concat Add Split Tile Mul Sub".split()
+    [
+        "Cast",
+        "Identity",
+        "Unsqueeze",
+        "Squeeze",
+        "Reshape",
+        "Slice",
+        "Expand",
+        "Flatten",
+        "Clip",
+        "Max",
+        "Min",
+        "Where",
+        "Transpose",
+        "Concat",
+        "Add",
+        "Split",
+        "Tile",
+        "Mul",
+        "Sub",
+    ]
 )
-SHAPES_ONLY = frozenset("Shape Size".split())
+SHAPES_ONLY = frozenset(["Shape", "Size"])
 
 
 @dataclass(frozen=True)
@@ -75,9 +95,8 @@ class Sampler:
             self.inputs.append(
                 Input(name, kind, dims, table, pads, masks, floats and value in adding)
             )
-        self.names = list(
-            dict.fromkeys(dim for given in self.inputs for dim in given.dims if _is_name(dim))
-        )
+        dims = (dim for given in self.inputs for dim in given.dims)
+        self.names = list(dict.fromkeys(dim for dim in dims if isinstance(dim, str)))
         self.roles = {name: self._role(name) for name in self.names}
 
     @property
@@ -94,9 +113,7 @@ class Sampler:
         later = any(name in given.dims[1:] for given in self.inputs)
         return "batch" if first and not later else "length"
 
-    def sizes(
-        self, batch: int, length: int, at: Mapping[str, int] | None = None
-    ) -> dict[str, int]:
+    def sizes(self, batch: int, length: int, at: Mapping[str, int] | None = None) -> dict[str, int]:
         """A size for every named dim. Raises InputError for a name in `at` that no input has."""
         wanted = dict(at or {})
         for name in wanted:
@@ -169,10 +186,6 @@ class Sampler:
         return self.roles[name] == "length"
 
 
-def _is_name(dim: int | str) -> bool:
-    return isinstance(dim, str)
-
-
 def _shown(shape: list[int], mask: str, random: np.random.Generator) -> np.ndarray[Any, Any]:
     """True where a position counts: by batch row and position, the same for what lies between."""
     if not shape or 0 in shape:
@@ -213,9 +226,7 @@ def _what_masks(
     return hiding, adding, seeing
 
 
-def _inputs_of(
-    values: Iterable[ir.Value], through: frozenset[str] | None = None
-) -> set[ir.Value]:
+def _inputs_of(values: Iterable[ir.Value], through: frozenset[str] | None = None) -> set[ir.Value]:
     """The model's inputs that values are computed from, not counting their shapes."""
     found, seen, waiting = set[ir.Value](), set[ir.Value](), list(values)
     while waiting:
@@ -263,7 +274,11 @@ def _uses(value: ir.Value) -> tuple[int | None, tuple[int, ...]]:
                     table = size if table is None else min(table, size)
             elif node.op_type in ("Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual"):
                 other: Any = constant(node.inputs[1 - usage.idx])
-                if other is not None and other.size == 1 and float(other.reshape(-1)[0]).is_integer():
+                if (
+                    other is not None
+                    and other.size == 1
+                    and float(other.reshape(-1)[0]).is_integer()
+                ):
                     pads.append(int(other.reshape(-1)[0]))
             elif node.op_type in THROUGH:
                 waiting += node.outputs

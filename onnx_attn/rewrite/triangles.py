@@ -12,8 +12,9 @@ import numpy as np
 import onnx_ir as ir
 
 from .dims import Dims, Size, Sizes, equal
+from .expressions import LARGEST_TABLE, Choice, Expression, Number, uniform
 from .normal import constant
-from .scores import HIDDEN_BELOW, LARGEST_TABLE, Choice, Expression, Number, uniform
+from .scores import HIDDEN_BELOW
 
 SEE_THROUGH = ("Cast", "Identity", "Unsqueeze", "Reshape", "Squeeze")
 
@@ -32,7 +33,9 @@ class Masks:
     turned: bool = False
 
 
-def known_masks(bias: Expression, dims: Dims, queries: Size | None, keys: Size | None) -> Masks | None:
+def known_masks(
+    bias: Expression, dims: Dims, queries: Size | None, keys: Size | None
+) -> Masks | None:
     """The masks that a bias for scores [.., queries, keys] is known to be; None if it is others."""
     if queries is None or keys is None:
         return None
@@ -133,10 +136,9 @@ def _triangle(value: ir.Value, dims: Dims) -> int:
     second = node.inputs[1] if len(node.inputs) > 1 else None
     if kind in SEE_THROUGH:
         inner, outer = dims.of(first), dims.of(value)
-        same = inner and outer and len(inner) >= 2 and len(outer) >= 2
-        if not same or not inner or not outer:
+        if inner is None or outer is None or min(len(inner), len(outer)) < 2:
             return 0
-        kept = equal(inner[-2], outer[-2]) and equal(inner[-1], outer[-1])
+        kept = all(equal(inner[axis], outer[axis]) for axis in (-2, -1))
         return _triangle(first, dims) if kept else 0
     if kind == "Not":
         return -_triangle(first, dims)
@@ -239,9 +241,7 @@ def _index(value: ir.Value, dims: Dims) -> tuple[str, float] | None:
     return None
 
 
-def _compared(
-    kind: str, left: tuple[str, float] | None, right: tuple[str, float] | None
-) -> int:
+def _compared(kind: str, left: tuple[str, float] | None, right: tuple[str, float] | None) -> int:
     """What comparing two indexes gives: see `_triangle`."""
     if left is None or right is None or left[0] == right[0]:
         return 0

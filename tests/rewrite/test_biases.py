@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+
 from attention_spellings import LOWEST, Writer
 from model_pairs import Runner, small_blocks, walked
 

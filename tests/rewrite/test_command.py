@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from attention_spellings import DIM, attention
-from model_pairs import Runner, feeds_of, worst
 from typer.testing import CliRunner
 
+from attention_spellings import DIM, attention
+from model_pairs import Runner, feeds_of, worst
 from onnx_attn.cli import load_commands
 
 

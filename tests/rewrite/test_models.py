@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from model_pairs import Runner, small_blocks, worst
 
+from model_pairs import Runner, small_blocks, worst
 from onnx_attn.rewrite.normal import read_source
 from onnx_attn.rewrite.proof import RunError, difference
 from onnx_attn.rewrite.rewriting import Builder

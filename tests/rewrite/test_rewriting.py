@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+
 from attention_spellings import DIM, Writer, attention
 from model_pairs import Runner, feeds_of, small_blocks, walked, worst
-
 from onnx_attn import InputError, ModelError, OnnxAttnError
 from onnx_attn.rewrite import rewrite_model, splice
 from onnx_attn.rewrite.external import write_result
@@ -74,7 +74,7 @@ def test_a_model_of_several_layers_shares_its_masks() -> None:
 # Refusals
 
 
-def _site(write: Any, **outputs: Any) -> str | None:
+def _site(write: Any) -> str | None:
     """The reason of the one site of a model: write(w, scores, v) -> output."""
     w = Writer()
     x = w.input("x", ir.DataType.FLOAT, "batch", "seq", DIM)
@@ -99,7 +99,7 @@ REFUSALS = {
         w.op.Mul(w.op.Softmax(s, axis=-1), w.constant(0.5)), v
     ),
     "not by one product alone": lambda w, s, v: _twice(w, s, v),
-    "scores are no product": lambda w, s, v: _softmax(w, w.op.Relu(v), w.weight(DIM, DIM)),
+    "scores are no product": lambda w, _, v: _softmax(w, w.op.Relu(v), w.weight(DIM, DIM)),
     "are FLOAT16": lambda w, s, v: w.op.Cast(
         w.op.MatMul(w.op.Softmax(w.op.Cast(s, to=10), axis=-1), w.op.Cast(v, to=10)), to=1
     ),
@@ -110,9 +110,7 @@ REFUSALS = {
     "depends on its scores": lambda w, s, v: _softmax(
         w, w.op.Where(w.op.Greater(s, w.constant(0.0)), s, w.constant(-1e9)), v
     ),
-    "Concat": lambda w, s, v: _softmax(
-        w, w.op.Concat(s, s, axis=2), w.op.Concat(v, v, axis=1)
-    ),
+    "Concat": lambda w, s, v: _softmax(w, w.op.Concat(s, s, axis=2), w.op.Concat(v, v, axis=1)),
     "scores are quantised": lambda w, s, v: _softmax(
         w,
         w.op.DequantizeLinear(
@@ -335,7 +333,7 @@ def test_lengths_known_to_be_short_are_left_alone() -> None:
 
 def test_bad_arguments() -> None:
     model = attention()
-    with pytest.raises(InputError, match="no input has a dim named 'sequence'.*batch, seq"):
+    with pytest.raises(InputError, match=r"no input has a dim named 'sequence'.*batch, seq"):
         rewrite_model(model, at={"sequence": 4})
     with pytest.raises(InputError, match="positive"):
         rewrite_model(model, at={"seq": 0})

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from model_pairs import Runner, cases, small_blocks, walked, worst
 from attention_spellings import MASKS, ORDERS, SCALES, TRANSPOSES, attention
+from model_pairs import Runner, cases, small_blocks, walked, worst
 
 __all__ = ["small_blocks"]
 

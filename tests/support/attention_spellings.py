@@ -233,8 +233,9 @@ def attention(
     x = w.input("x", ir.DataType.FLOAT, "batch", "seq", DIM)
     source, length = x, "seq"
     if crosses:
-        source, length = w.input("memory", ir.DataType.FLOAT, "batch", "memory_seq", DIM), (
-            "memory_seq"
+        source, length = (
+            w.input("memory", ir.DataType.FLOAT, "batch", "memory_seq", DIM),
+            ("memory_seq"),
         )
     flags = None
     if padding and mask is not None:
