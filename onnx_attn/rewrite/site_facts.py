@@ -15,6 +15,7 @@ from ..graph.builder import subgraph
 from ..graph.nodes import ints, numbered, one_number, view
 from ..graph.schedules.bias_walk import Facts, bias_facts, walk_block
 from .dims import equal
+from .expressions import Expression
 from .keys import Keys
 from .scores import Scores
 from .shared import Shared
@@ -31,10 +32,12 @@ class SharedFacts:
         self.dims = shared.dims
         self.facts: dict[tuple[Any, ...], tuple[Facts, Any]] = {}
 
-    def of_bias(self, scores: Scores, query: Any, keys: Keys, bias: Any) -> tuple[Facts, Any]:
-        """The facts of a bias and whether they were found, for all sites that share it."""
+    def of_bias(
+        self, expression: Expression, query: Any, keys: Keys, bias: Any
+    ) -> tuple[Facts, Any]:
+        """The facts of a bias, or of none, and whether they were found."""
         sizes = self.dims.axis(query, 2), keys.size(2)
-        known = (scores.bias, *sizes) if None not in sizes else (scores.bias, query)
+        known = (expression, *sizes) if None not in sizes else (expression, query, keys.there)
         if known not in self.facts:
             op = self.shared.op
             long = self.shared.long(query, keys)
@@ -42,7 +45,7 @@ class SharedFacts:
 
             def found(op: Any) -> Any:
                 lengths = op.Shape(query, start=2, end=3), keys.length(op)
-                alike = self.dims.axis(bias, 2) == 1
+                alike = bias is None or self.dims.axis(bias, 2) == 1
                 block = walk_block(op, *lengths, alike=alike)
                 made.append(bias_facts(op, bias, *lengths, block))
                 return made[0].table, made[0].kept
@@ -56,9 +59,11 @@ class SharedFacts:
                 else_branch=subgraph(op, none, _tables("none")),
                 _outputs=["facts", "kept"],
             )
-            # The rows of the bias stay outside: an If copies its outputs.
-            last = op.Slice(op.Shape(bias), [2], [4])
-            rows = op.Reshape(bias, op.Concat([-1], last, axis=0))
+            rows = None
+            if bias is not None:
+                # The rows of the bias stay outside: an If copies its outputs.
+                last = op.Slice(op.Shape(bias), [2], [4])
+                rows = op.Reshape(bias, op.Concat([-1], last, axis=0))
             facts = replace(made[0], table=table, kept=kept, bias=rows)
             self.facts[known] = facts, long
         return self.facts[known]

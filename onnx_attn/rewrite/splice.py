@@ -14,7 +14,7 @@ from onnx_ir.passes import common as passes
 
 from ..graph.builder import subgraph
 from ..graph.nodes import reduced, view
-from ..graph.schedules.bias_walk import bias_facts, bias_walk, walk_block
+from ..graph.schedules.bias_walk import Facts, bias_walk
 from .dims import Dims, equal
 from .expressions import ZERO
 from .keys import Keys
@@ -159,18 +159,16 @@ class Splicer:
     # The walk
 
     def _attend_biased(self, site: Site, query: Any, keys: Keys, value: Any, bias: Any) -> Any:
-        """The walk over a bias that is read at run time, or none."""
+        """The walk over a bias that is read at run time, or over none."""
         assert site.scores is not None
         op, scores = self.op, site.scores
         fits = self._fits(query, keys, value, bias)
-        facts = None
-        if bias is not None:
-            facts, long = self.facts.of_bias(scores, query, keys, bias)
-            fits = fits if fits is long else op.And(fits, long)
-            if scores.faithful is not None:
-                seen = op.Greater(reduced(op, "ReduceMax", bias, 3, 0), HIDDEN_BELOW)
-                seen = reduced(op, "ReduceMin", op.Cast(op.Reshape(seen, [-1]), to=INT32), 0, 0)
-                fits = op.And(fits, op.Cast(seen, to=BOOL))
+        facts, long = self.facts.of_bias(scores.bias, query, keys, bias)
+        fits = fits if fits is long else op.And(fits, long)
+        if scores.faithful is not None:
+            seen = op.Greater(reduced(op, "ReduceMax", bias, 3, 0), HIDDEN_BELOW)
+            seen = reduced(op, "ReduceMin", op.Cast(op.Reshape(seen, [-1]), to=INT32), 0, 0)
+            fits = op.And(fits, op.Cast(seen, to=BOOL))
         return self._either(site, fits, query, keys, value, bias, facts)
 
     def _attend_masked(self, site: Site, query: Any, keys: Keys, value: Any, masks: Masks) -> Any:
@@ -180,7 +178,7 @@ class Splicer:
         return self._either(site, long, query, keys, value, bias, facts)
 
     def _either(
-        self, site: Site, fits: Any, query: Any, keys: Keys, value: Any, bias: Any, facts: Any
+        self, site: Site, fits: Any, query: Any, keys: Keys, value: Any, bias: Any, facts: Facts
     ) -> Any:
         """The If of one site: the walk, or the nodes that were there in their plainest form."""
         assert site.scores is not None
@@ -189,11 +187,7 @@ class Splicer:
         some = None if site.zeroed is None else self._some_shown(*site.zeroed)
 
         def walk(op: Any) -> Any:
-            known = facts
-            if known is None:
-                lengths = op.Shape(query, start=2, end=3), keys.length(op)
-                known = bias_facts(op, None, *lengths, walk_block(op, *lengths, alike=True))
-            output = bias_walk(op, query, keys.turned(op), value, number, known)[0]
+            output = bias_walk(op, query, keys.turned(op), value, number, facts)[0]
             if site.guarded:
                 output = op.Where(op.IsNaN(output), 0.0, output)
             if some is not None:
@@ -291,6 +285,7 @@ class Splicer:
         """`new` wherever `old` was, under its name where it is an output of the model."""
         name = old.name
         new.shape, new.dtype = old.shape, old.dtype or FLOAT
+        self.dims.known[new] = self.dims.of(old)  # later layers are told of their sizes by it
         outputs = self.model.graph.outputs
         for index, value in enumerate(outputs):
             if value is old:
