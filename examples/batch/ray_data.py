@@ -93,9 +93,10 @@ def attend(
         raise OnnxAttnError(said[1]) from failed
 
 
-def rows_of(folder: Path) -> int:
-    """Rows of all Parquet files of a folder."""
-    return sum(pq.read_metadata(path).num_rows for path in folder.glob("*.parquet"))
+def rows_written(out: Path) -> int:
+    """Rows whose files are whole; Ray names others `.pending`, and removes them at the next run."""
+    done = Path(str(out) + ".done").glob("*.parquet")
+    return sum(pq.read_metadata(path).num_rows for path in done if ".pending" not in path.name)
 
 
 def main() -> None:
@@ -109,13 +110,15 @@ def main() -> None:
     given = parser.parse_args()
     model = given.model or given.data.parent / "attention.onnx"
     ray.init(num_cpus=given.cpus, log_to_driver=False)
-    before, start = rows_of(given.out), time.perf_counter()
+    before, start = rows_written(given.out), time.perf_counter()
+    if before:
+        print(f"{before} rows are there already")
     try:
         attend(model, given.data, given.out, given.actors, given.rows)
     except OnnxAttnError as error:
         parser.exit(2, f"error: {error}\n")
     took = time.perf_counter() - start
-    computed = rows_of(given.out) - before
+    computed = rows_written(given.out) - before
     print(f"{computed} rows computed in {took:.1f} s, {computed / took:.0f} rows/s")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -62,12 +63,11 @@ def ray_data(
 @pytest.fixture(scope="module")
 def seen(folder: Path, environment: dict[str, str]) -> dict[str, Any]:
     """What `ray_runs` saw in each of its runs."""
-    names = ("killed", "resumed", "refused", "memory")
-    arguments = (sys.executable, RUNS, folder, *names)
-    children.run(*arguments, seconds=300, environment=environment)
-    found = {name: json.loads((folder / f"{name}.json").read_text()) for name in names}
-    sys.stdout.write(f"{ {name: each['seconds'] for name, each in found.items()} }\n")
-    return found
+    names = ("resumed", "killed", "refused", "memory")
+    command = (sys.executable, RUNS, folder)
+    children.run(*command, "stopped", code=-signal.SIGKILL, seconds=120, environment=environment)
+    children.run(*command, *names, seconds=300, environment=environment)
+    return {name: json.loads((folder / f"{name}.json").read_text()) for name in names}
 
 
 def test_the_command_writes_what_a_plain_loop_writes(
@@ -99,7 +99,6 @@ def test_blocks_go_to_both_actors(seen: dict[str, Any]) -> None:
 def test_a_run_that_was_stopped_goes_on_where_it_was(folder: Path, seen: dict[str, Any]) -> None:
     found = seen["resumed"]
     assert "error" not in found, found["error"]
-    assert found["failed"]
     written, computed = set(found["written"]), set(found["computed"])
     assert 0 < len(written) < SMALL
     assert not written & computed
@@ -112,7 +111,7 @@ def test_memory_of_an_actor_is_bounded_at_ten_times_the_data(seen: dict[str, Any
     assert "error" not in found, found["error"]
     peaks = found["peaks"]
     # 20,000 rows are 220 MB of vectors; allocators keep some.
-    assert peaks["large"] < peaks["small"] + 24 * MB, peaks
+    assert peaks["large"] < peaks["small"] + 8 * MB, peaks
 
 
 def test_a_row_that_is_refused_is_named(seen: dict[str, Any]) -> None:

@@ -81,36 +81,29 @@ def killed(folder: Path) -> dict[str, Any]:
     return {"processes": noted(notes), "died": mark.exists()}
 
 
-def resumed(folder: Path) -> dict[str, Any]:
-    """A run that fails once some rows are written, and one after it."""
-    done = folder / "resumed.done"
+def stopped(folder: Path) -> dict[str, Any]:
+    """A run whose driver is killed, as the system would, once some rows are written."""
+    driver = os.getpid()
 
-    def fail_when_some_are_written(call: int) -> None:
+    def kill_the_driver(call: int) -> None:
         until = time.monotonic() + 60
         while call > 1 and time.monotonic() < until:
-            if any(done.glob("*.parquet")):
-                raise RuntimeError("on purpose")
+            if ids_written(folder / "resumed"):
+                os.kill(driver, signal.SIGKILL)
             time.sleep(0.02)
 
-    stage = noting(folder / "resumed.first", fail_when_some_are_written)
-    failed = ""
-    try:
-        attend(folder, "small", "resumed", actors=1, stage=stage)
-    except Exception as error:
-        failed = str(error)
-    stage = noting(folder / "resumed.second")
-    written = ids_of(folder / "resumed")
+    stage = noting(folder / "stopped.notes", kill_the_driver)
     attend(folder, "small", "resumed", actors=1, stage=stage)
-    return {
-        "failed": "on purpose" in failed,
-        "written": written,
-        "computed": [
-            row
-            for calls in noted(folder / "resumed.second").values()
-            for call in calls
-            for row in call
-        ],
-    }
+    return {"error": "it came to its end"}
+
+
+def resumed(folder: Path) -> dict[str, Any]:
+    """The run after `stopped`."""
+    notes = folder / "resumed.notes"
+    written = ids_written(folder / "resumed")
+    attend(folder, "small", "resumed", actors=1, stage=noting(notes))
+    computed = [row for calls in noted(notes).values() for call in calls for row in call]
+    return {"written": written, "computed": computed}
 
 
 def refused(folder: Path) -> dict[str, Any]:
@@ -165,16 +158,17 @@ def attend(folder: Path, data: str, out: str, actors: int, stage: type[ray_data.
     ray_data.attend(folder / "attention.onnx", folder / data, folder / out, actors, stage=stage)
 
 
-def ids_of(out: Path) -> list[str]:
-    """Ids of all rows that are written."""
+def ids_written(out: Path) -> list[str]:
+    """Ids of the rows whose files are whole, as Ray keeps them for the next run."""
     return [
         row
-        for path in out.glob("*.parquet")
-        for row in pq.read_table(path, columns=["id"])["id"].to_pylist()
+        for path in out.with_name(f"{out.name}.done").glob("*.parquet")
+        if ".pending" not in path.name
+        for row in pq.read_table(path)["id"].to_pylist()
     ]
 
 
-RUNS = {run.__name__: run for run in (killed, resumed, refused, memory)}
+RUNS = {run.__name__: run for run in (stopped, resumed, killed, refused, memory)}
 
 
 def main() -> None:
