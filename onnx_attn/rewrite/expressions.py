@@ -148,6 +148,7 @@ def minus(expression: Expression) -> Expression:
 
 
 def is_zero(expression: Expression) -> bool:
+    """Whether nothing is added."""
     return isinstance(expression, Number) and expression.number == 0.0
 
 

@@ -9,6 +9,7 @@ from onnxscript import GraphBuilder
 
 
 def new_builder(model: ir.Model) -> GraphBuilder:
+    """A graph of its own to build in, with the opsets of `model`."""
     graph = ir.Graph([], [], nodes=[], opset_imports=dict(model.graph.opset_imports), name="new")
     return GraphBuilder(graph)
 

@@ -27,6 +27,7 @@ class Operand:
 
     @property
     def rank(self) -> int:
+        """Axes, those that are added included."""
         return rank_of(self.value) + self.added
 
 

@@ -25,8 +25,11 @@ PATIENCE, TURN_SECONDS = 60.0, 0.05
 
 @dataclass(frozen=True)
 class Measured:
-    """One model: seconds of processor time to load, bytes of peak memory growth in its first run,
-    seconds of a run (the median of turns), bytes of the file."""
+    """What one model takes.
+
+    load: seconds of processor time; growth: bytes of peak memory in its first run; seconds: a run,
+    the median of turns; size: bytes of the file.
+    """
 
     load: float
     growth: int

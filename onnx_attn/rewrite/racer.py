@@ -16,8 +16,11 @@ RESET_PEAK = "5"  # proc(5): VmHWM becomes VmRSS
 
 
 def main() -> None:
-    """MODEL FEEDS.npz THREADS FOLDER: says what loading and a first run took, then the fastest of
-    as many runs as each line asks for, in seconds."""
+    """MODEL FEEDS.npz THREADS FOLDER: what loading and running a model takes.
+
+    Says what loading and a first run took, then the fastest of as many runs as each line asks for,
+    in seconds.
+    """
     model, feeds, threads, folder = sys.argv[1:]
     data = Path(model).read_bytes()
     begin = time.process_time()

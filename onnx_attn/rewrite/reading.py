@@ -245,19 +245,23 @@ def _dependents(value: ir.Value) -> set[ir.Value]:
 
 
 def readers(value: ir.Value) -> list[ir.Node]:
+    """The nodes that read a value, each once."""
     return list(dict.fromkeys(usage.node for usage in value.uses()))
 
 
 def origin(value: ir.Value) -> str:
+    """The operator that a value comes from, in words."""
     node = value.producer()
     return "an input" if node is None else named(node)
 
 
 def named(node: ir.Node | None) -> str:
+    """An operator in words."""
     if node is None:
         return "an input"
     return f"{node.domain}.{node.op_type}" if node.domain else node.op_type
 
 
 def dtype_name(value: ir.Value) -> str:
+    """A value's type in words."""
     return "of unknown type" if value.dtype is None else value.dtype.name

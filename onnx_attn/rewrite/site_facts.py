@@ -93,7 +93,7 @@ class SharedFacts:
         made: list[Facts] = []
 
         def key_mask(op: Any) -> Any:
-            """[batch or 1, Tv]"""
+            """The mask as the walk reads it, [batch or 1, Tv]."""
             assert masks.key_mask is not None
             sizes = self.dims.of(masks.key_mask)
             assert sizes is not None

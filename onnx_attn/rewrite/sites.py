@@ -1,5 +1,8 @@
-"""Where attention is in a model: found at each Softmax, read backward to the product of query and
-key and forward to the product with the value."""
+"""Where attention is in a model.
+
+Found at each Softmax, read backward to the product of query and key and forward to the product with
+the value.
+"""
 
 from __future__ import annotations
 

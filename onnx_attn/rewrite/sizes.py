@@ -63,6 +63,7 @@ def _factors(sizes: list[Size | None]) -> tuple[int, list[Size]] | None:
 
 
 def product(sizes: Sizes) -> Size | None:
+    """The product of sizes; None where one is not known."""
     factors = _factors(list(sizes))
     if factors is None:
         return None
@@ -88,6 +89,7 @@ def quotient(sizes: Sizes, others: list[Size | None]) -> Size | None:
 
 
 def computed(op: str, left: Size | None, right: Size | None) -> Size | None:
+    """What an operator makes of two sizes; None where that is not known."""
     if left is None or right is None:
         return None
     if op == "Mul":
