@@ -46,7 +46,7 @@ def check_cpus(actors: int) -> None:
     if needed > there:
         raise InputError(
             f"{actors} actors of {CPUS_PER_ACTOR} CPU and {CPUS_TO_READ} CPU to read and "
-            f"write need {needed} CPUs; Ray has {there}. Give fewer --actors"
+            f"write need {needed} CPUs; Ray has {there}. Give fewer --actors, or more --cpus"
         )
 
 
