@@ -33,7 +33,14 @@ def start_server() -> SpawnContext | ForkServerContext:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["onnx_attn.verify.tools.cell", "onnxruntime", "onnx.version_converter"]
+        [
+            "onnx_attn.verify.tools.registry",
+            "onnx_attn.verify.tools.cell",
+            "onnx_attn.cli.app",
+            "onnx.version_converter",
+            "onnxruntime.quantization",
+            "onnxscript.version_converter",
+        ]
     )
     return context
 
