@@ -7,4 +7,4 @@ cd "$(dirname "$0")/.."
 if ! command -v chromium >/dev/null && [ -z "${CHROMIUM:-}" ]; then
   apt-get update -q && apt-get install -yq chromium
 fi
-exec python -m pytest tests/test_examples.py -m "runtimes or not runtimes" "$@"
+exec python -m pytest tests/examples/test_examples.py -m "runtimes or not runtimes" "$@"

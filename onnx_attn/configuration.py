@@ -1,24 +1,19 @@
 """What a layer is and what a file of it holds: plain data, shared by layer, graph, file, session.
 
-Nothing here imports onnx, so the session can read a file's metadata without it.
+Nothing here imports onnx, so that a session can say what a file holds without it.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal, NamedTuple, cast, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, TypedDict, get_args
 
 import numpy as np
 
-from .errors import InputError, ModelError
-
-FORMAT = 1
-FORMAT_KEY = "onnx_attn.format"
-CONFIG_KEY = "onnx_attn.config"
-RUNTIME_KEY = "onnx_attn.runtime"
-EXPORT_KEY = "onnx_attn.export"
-WEIGHTS_KEY = "onnx_attn.weights"
+from .arrays import Array
+from .errors import InputError
 
 LayerClass = Literal["Attention", "AdditiveAttention"]
 ScoreMode = Literal["dot", "concat"]
@@ -26,6 +21,10 @@ Masks = Literal["both", "value", "query", "none"]
 Inputs = Literal["required", "optional"]
 Scale = Literal["constant", "input"]
 Schedule = Literal["auto", "dense", "tiled", "fused"]
+
+# What Keras adds to the score of a masked key, once: finite, so that a row without any key is
+# still a softmax (keras/src/layers/attention/attention.py, `_apply_scores`).
+HIDDEN = -1e9
 
 OLDEST_OPSET, NEWEST_OPSET = 17, 21
 # ONNX Runtime 1.12, the first with opset 17, reads IR 8; opset 19 and 21 came with IR 9 and 10.
@@ -203,10 +202,10 @@ class ExportOptions:
             if type(size) is not int or size < 1:
                 raise InputError(f"dims: {name} must be a positive integer; received {size!r}")
         sizes = self.dims
-        if not self.key and sizes.get("dim", 0) != sizes.get("value_dim", sizes.get("dim", 0)):
+        if not self.key and "dim" in sizes and sizes["dim"] != sizes.get("value_dim", sizes["dim"]):
             raise InputError(
                 "dims: with key=False the value is the key, so value_dim is dim; "
-                f"received dim={sizes.get('dim')}, value_dim={sizes.get('value_dim')}"
+                f"received dim={sizes['dim']}, value_dim={sizes['value_dim']}"
             )
         for mask, dim in (
             ("query_mask_batch", "batch"),
@@ -219,6 +218,14 @@ class ExportOptions:
                 raise InputError(
                     f"dims: {mask} must be 1 or equal to {dim}={sizes[dim]}; received {fixed}"
                 )
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The fixed dims by name; with key=False the value is the key, so dim is value_dim."""
+        sizes = dict(self.dims or {})
+        if not self.key and ("dim" in sizes or "value_dim" in sizes):
+            sizes["dim"] = sizes["value_dim"] = sizes.get("dim") or sizes["value_dim"]
+        return sizes
 
     @property
     def needs_onnxruntime(self) -> bool:
@@ -239,8 +246,29 @@ class ExportOptions:
                 "training=True writes a file that drops attention weights, but this layer has "
                 "dropout=0.0. Give the layer a dropout, or export without training"
             )
-        if self.training and self.opset > 21:
-            raise InputError("training=True needs opset 21 or lower")
+
+
+class ExportArguments(TypedDict, total=False):
+    """The fields of `ExportOptions` as keyword arguments, for editors and type checkers."""
+
+    key: bool
+    masks: Masks
+    inputs: Inputs
+    scale: Scale
+    return_attention_scores: bool
+    training: bool
+    schedule: Schedule
+    opset: int
+    dims: dict[str, int] | None
+
+
+def with_options(options: ExportOptions, changes: Mapping[str, Any]) -> ExportOptions:
+    """`options` with `changes`; raises InputError, naming the known ones, for an unknown option."""
+    known = [f.name for f in fields(ExportOptions)]
+    for name in changes:
+        if name not in known:
+            raise InputError(f"there is no export option {name!r}; options: {', '.join(known)}")
+    return replace(options, **changes)
 
 
 @dataclass(frozen=True)
@@ -248,18 +276,26 @@ class TensorSpec:
     """One input or output of a file.
 
     `dims` are names (str) or fixed sizes (int); `dtype` is a NumPy name ("bfloat16" is
-    ml_dtypes'); an optional tensor has `default`, taken when a caller leaves it out.
+    ml_dtypes'). `default` is what a caller who leaves the input out gets, None where there is
+    none: from the file itself where it is `optional` (an overridable initializer), else from
+    `AttentionSession`.
     """
 
     name: str
     dtype: str
     dims: tuple[str | int, ...]
     optional: bool = False
+    default: Array | None = field(default=None, compare=False, repr=False)
 
     @property
     def shape(self) -> tuple[str | int, ...]:
         """The dims, by the name ONNX Runtime and NumPy users look for."""
         return self.dims
+
+    def with_dims(self, dims: tuple[str | int, ...]) -> TensorSpec:
+        """This tensor with other dims; the default of a mask follows them."""
+        default = all_true(dims) if self.name.endswith("_mask") else self.default
+        return replace(self, dims=dims, default=default)
 
     def __str__(self) -> str:
         return f"{self.name} {self.dtype}[{', '.join(str(dim) for dim in self.dims)}]"
@@ -272,122 +308,81 @@ class Contract(NamedTuple):
     outputs: dict[str, TensorSpec]
 
 
-def contract(config: LayerConfig, options: ExportOptions) -> Contract:
-    """The tensors of the file that `config` and `options` describe."""
-    floats = config.floats
-    sizes = dict(options.dims or {})
-    if not options.key and ("dim" in sizes or "value_dim" in sizes):
-        sizes["dim"] = sizes["value_dim"] = sizes.get("dim", sizes.get("value_dim", 0))
+def all_true(dims: tuple[str | int, ...]) -> Array:
+    """The mask that masks nothing: [[True]], and True as often as fixed dims ask for."""
+    return np.ones([dim if isinstance(dim, int) else 1 for dim in dims], np.bool_)
+
+
+def contract(
+    config: LayerConfig, options: ExportOptions, weights: Mapping[str, Array] | None = None
+) -> Contract:
+    """The tensors of the file that `config` and `options` describe; `weights` are defaults."""
+    floats, sizes = config.floats, options.sizes
     optional = options.inputs == "optional"
 
-    def spec(name: str, dtype: str, *dims: str, optional: bool = False) -> TensorSpec:
-        return TensorSpec(name, dtype, tuple(sizes.get(dim, dim) for dim in dims), optional)
+    def spec(name: str, dtype: str, *names: str) -> TensorSpec:
+        return TensorSpec(name, dtype, tuple(sizes.get(dim, dim) for dim in names))
+
+    def may_be_left_out(given: TensorSpec, default: Array | None) -> TensorSpec:
+        return replace(given, optional=optional, default=default)
 
     inputs = [spec("query", floats.tensor, "batch", "Tq", "dim")]
     value_dim = "value_dim" if options.key else "dim"
     inputs.append(spec("value", floats.tensor, "batch", "Tv", value_dim))
     if options.key:
         inputs.append(spec("key", floats.tensor, "batch", "Tv", "dim"))
-    if options.masks in ("both", "query"):
-        dims = ("query_mask_batch", "query_mask_Tq")
-        inputs.append(spec("query_mask", "bool", *dims, optional=optional))
-    if options.masks in ("both", "value"):
-        dims = ("value_mask_batch", "value_mask_Tv")
-        inputs.append(spec("value_mask", "bool", *dims, optional=optional))
+    for owner, length in (("query", "Tq"), ("value", "Tv")):
+        if options.masks in ("both", owner):
+            mask = spec(f"{owner}_mask", "bool", f"{owner}_mask_batch", f"{owner}_mask_{length}")
+            inputs.append(may_be_left_out(mask, all_true(mask.dims)))
     if options.scale == "input":
         for name in config.weight_names:
-            dims = config.weight_dims(name)
-            inputs.append(spec(name, floats.weight, *dims, optional=optional))
+            weight = spec(name, floats.weight, *config.weight_dims(name))
+            inputs.append(may_be_left_out(weight, (weights or {}).get(name)))
     if options.training:
-        inputs.append(spec("training", "bool", optional=optional))
+        inputs.append(may_be_left_out(spec("training", "bool"), np.array(False)))
     outputs = [spec("output", floats.tensor, "batch", "Tq", "value_dim")]
     if options.return_attention_scores:
         outputs.append(spec("attention_scores", floats.tensor, "batch", "Tq", "Tv"))
     return Contract({s.name: s for s in inputs}, {s.name: s for s in outputs})
 
 
-def write_metadata(
-    config: LayerConfig, options: ExportOptions, weights: dict[str, np.ndarray[Any, Any]]
-) -> dict[str, str]:
-    """The metadata_props of a file.
+@dataclass(frozen=True)
+class LayerFile:
+    """A layer and how it is a file: all that a graph is built from, and what one says of itself.
 
-    `weights` are those the graph takes as plain inputs: a file keeps their trained values here,
-    since it has no initializer for them.
+    `weights` are the trained values by name, in the dtype and shape of `config`. One read without
+    the graph, as sessions do, has only those that its metadata holds.
+
+    Raises InputError where the three contradict each other.
     """
-    metadata = {
-        FORMAT_KEY: str(FORMAT),
-        CONFIG_KEY: json.dumps(asdict(config), sort_keys=True),
-        EXPORT_KEY: json.dumps(asdict(options), sort_keys=True),
-    }
-    if options.needs_onnxruntime:
-        metadata[RUNTIME_KEY] = f"onnxruntime, computes in {config.floats.compute}"
-    if weights:
-        as_lists = {name: weight.astype(np.float64).tolist() for name, weight in weights.items()}
-        metadata[WEIGHTS_KEY] = json.dumps(as_lists, sort_keys=True)
-    return metadata
-
-
-class Metadata(NamedTuple):
-    """What a file says of itself."""
 
     config: LayerConfig
-    options: ExportOptions
-    weights: dict[str, np.ndarray[Any, Any]]
+    options: ExportOptions = ExportOptions()
+    weights: Mapping[str, Array] = field(default_factory=dict[str, Array], compare=False)
 
+    def __post_init__(self) -> None:
+        self.options.check_against(self.config)
+        for name, weight in self.weights.items():
+            self._check_weight(name, weight)
 
-def read_metadata(properties: dict[str, str], where: str) -> Metadata:
-    """Configuration, export options and input weights from a file's metadata_props.
-
-    Raises ModelError, naming `where`, if the file is not ours, is newer, or is damaged.
-    """
-    if FORMAT_KEY not in properties:
-        raise ModelError(
-            f"{where} is an ONNX file, but not one that onnx_attn wrote: it has no metadata "
-            f"'{FORMAT_KEY}'. Export one with Attention(...).export(path)"
-        )
-    written = properties[FORMAT_KEY]
-    if written != str(FORMAT):
-        if written.isascii() and written.isdigit() and int(written) > FORMAT:
-            raise ModelError(
-                f"{where} has format {written}; this onnx_attn reads format {FORMAT}. "
-                "Update onnx_attn, or export the file again with this version"
+    def _check_weight(self, name: str, weight: Array) -> None:
+        names = self.config.weight_names
+        if name not in names:
+            raise InputError(
+                f"there is no weight {name!r}; this layer's weights: {', '.join(names) or 'none'}"
             )
-        raise ModelError(f"{where} is damaged: metadata '{FORMAT_KEY}' is {written!r}")
-    try:
-        config = LayerConfig(**_fields(LayerConfig, properties[CONFIG_KEY]))
-        options = ExportOptions(**_fields(ExportOptions, properties[EXPORT_KEY]))
-        options.check_against(config)
-        weights = _weights(config, properties.get(WEIGHTS_KEY, "{}"))
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ModelError(f"{where} is damaged: its onnx_attn metadata cannot be read") from error
-    return Metadata(config, options, weights)
+        dims, dtype = self.config.weight_dims(name), self.config.floats.weight
+        if weight.dtype != numpy_dtype(dtype) or weight.ndim != len(dims):
+            raise InputError(
+                f"{name}: expected {dtype}[{', '.join(dims)}]; "
+                f"received {weight.dtype}{list(weight.shape)}"
+            )
+        fixed = self.options.sizes.get("dim")
+        if dims and fixed not in (None, len(weight)):
+            raise InputError(f"dims: dim={fixed}, but the layer's {name} has length {len(weight)}")
 
-
-def _fields(kind: type[LayerConfig] | type[ExportOptions], text: str) -> dict[str, Any]:
-    values = json.loads(text)
-    names = {f.name for f in fields(kind)}
-    if not isinstance(values, dict) or set(cast("dict[str, Any]", values)) != names:
-        raise ValueError(f"expected a JSON object with {sorted(names)}")
-    return cast("dict[str, Any]", values)
-
-
-def _weights(config: LayerConfig, text: str) -> dict[str, np.ndarray[Any, Any]]:
-    values = cast("dict[str, Any]", json.loads(text))
-    weights: dict[str, np.ndarray[Any, Any]] = {}
-    for name, value in values.items():
-        if name not in config.weight_names:
-            raise ValueError(f"unknown weight {name}")
-        weight = np.array(value, numpy_dtype("float64")).astype(numpy_dtype(config.floats.weight))
-        if weight.ndim != len(config.weight_dims(name)):
-            raise ValueError(f"weight {name} has shape {weight.shape}")
-        weights[name] = weight
-    return weights
-
-
-def with_options(options: ExportOptions, changes: dict[str, Any]) -> ExportOptions:
-    """`options` with `changes`; raises InputError, naming the known ones, for an unknown option."""
-    known = [f.name for f in fields(ExportOptions)]
-    for name in changes:
-        if name not in known:
-            raise InputError(f"there is no export option {name!r}; options: {', '.join(known)}")
-    return replace(options, **changes)
+    @cached_property
+    def contract(self) -> Contract:
+        """The file's inputs and outputs."""
+        return contract(self.config, self.options, self.weights)

@@ -12,7 +12,10 @@ class InputError(OnnxAttnError, ValueError):
 
 
 class ModelError(OnnxAttnError):
-    """A model file is missing, broken, not written by onnx_attn, or newer than this package."""
+    """A file is missing, broken, not written by onnx_attn, or newer than this package.
+
+    Model files above all; also any other file that the package cannot read or write.
+    """
 
 
 class DeviceError(OnnxAttnError):

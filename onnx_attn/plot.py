@@ -7,6 +7,7 @@ nothing else in the package needs it.
 from __future__ import annotations
 
 import importlib.util
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import InputError, OnnxAttnError
+from .file.disk import write_file
 
 INSTALL_HINT = "pip install 'onnx_attn[plot]'"
 
@@ -55,7 +57,8 @@ def save_heatmap(
     Raises:
         InputError: `scores` is not `[Tq, Tv]` or is empty, labels or a mask have another length,
             or the suffix names no picture format.
-        OnnxAttnError: matplotlib is not installed, or the file cannot be written.
+        OnnxAttnError: matplotlib is not installed.
+        ModelError: the file cannot be written.
     """
     scores = np.asarray(scores)
     path = Path(path)
@@ -118,18 +121,15 @@ def save_heatmap(
         _stripe(axes, (column - 0.5, -0.5), 1, rows)
     figure.colorbar(image, ax=axes, label="attention")
 
-    # Asked of matplotlib first, so that an OSError below is about the file alone.
     formats = figure.canvas.get_supported_filetypes()
     if path.suffix.lstrip(".").lower() not in formats:
         raise InputError(
             f"{path}: expected a picture format as suffix, received {path.suffix or 'none'!r}. "
             f"Fix: use one of {', '.join('.' + name for name in sorted(formats))}."
         )
-    try:
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise OnnxAttnError(f"{path}: cannot be written: {error}") from error
-    return path
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=150, format=path.suffix.lstrip(".").lower())
+    return write_file(path, picture.getvalue())
 
 
 def _hidden(mask: npt.NDArray[np.bool_] | None) -> list[int]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from .arrays import Array
+from .configuration import HIDDEN
 
 
 def attention(
@@ -48,7 +49,7 @@ def attention(
         allowed &= value_mask[:, None, :]
     if causal:
         allowed &= np.tri(*scores.shape[1:], dtype=np.bool_)
-    hidden = (scores.astype(compute) - np.array(1e9, compute)).astype(np.float64)
+    hidden = (scores.astype(compute) + np.array(HIDDEN, compute)).astype(np.float64)
     weights = softmax(np.where(allowed, scores, hidden))
     output = weights @ value
     if query_mask is not None:

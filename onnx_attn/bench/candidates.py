@@ -6,13 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import numpy as np
 
+from ..arrays import Array
 from ..configuration import Schedule
 from ..errors import InputError
-from .cells import Array, Cell
+from .cells import Cell
 
 Kind = Literal["ours", "peer", "bound"]
 
@@ -79,7 +80,7 @@ def our_model(cell: Cell, schedule: str, *, no_mask_given: bool = False) -> byte
     masks = "none" if cell.padding == "none" else "value"
     model = Attention(causal=cell.causal).to_onnx(
         masks="both" if no_mask_given else masks,
-        schedule=schedule,
+        schedule=cast("Schedule", schedule),
         return_attention_scores=cell.scores,
     )
     return model.SerializeToString()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
+from ..arrays import Array
 from ..reference import attention
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Padding = Literal["none", "ragged", "front"]
 
 # Lengths of the batch rows of a padded cell, in turn, as shares of Tv.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import ModelError
+from ..file.disk import read_file, read_text, write_file, write_text
 from ..verify.checksums import CHECKSUMS, checksum_lines
 from ..verify.judge import compare, wrong_form
 from ..verify.vectors import MODEL, SET_PREFIX, parse_tensor, set_files, tolerance_files
@@ -40,11 +41,11 @@ def build(folder: Path, report: Report) -> None:
             for name, data in entry_files(entry).items():
                 path = folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(data)
+                write_file(path, data)
             report(entry.name)
-        (folder / CHECKSUMS).write_text(checksum_lines(folder, files_in(folder)))
+        write_text(folder / CHECKSUMS, checksum_lines(folder, files_in(folder)))
         text = folder / README
-        text.write_text(readme(text.read_text() if text.exists() else ""))
+        write_text(text, readme(read_text(text) if text.exists() else ""))
     except OSError as error:
         where = error.filename or folder
         raise ModelError(f"{where} cannot be written: {error.strerror or error}") from error
@@ -70,19 +71,15 @@ def differences(folder: Path, report: Report) -> list[str]:
     """
     found: list[str] = []
     wanted: set[Path] = set()
-    try:
-        for entry in CATALOGUE:
-            for name, data in entry_files(entry).items():
-                wanted.add(folder / name)
-                found += _difference(entry, folder / name, data)
-            report(entry.name)
-        here = files_in(folder)
-        found += [f"{path} is not of the catalogue" for path in here if path not in wanted]
-        found += _text_differs(folder / CHECKSUMS, lambda _: checksum_lines(folder, here))
-        found += _text_differs(folder / README, readme)
-    except OSError as error:
-        where = error.filename or folder
-        raise ModelError(f"{where} cannot be read: {error.strerror or error}") from error
+    for entry in CATALOGUE:
+        for name, data in entry_files(entry).items():
+            wanted.add(folder / name)
+            found += _difference(entry, folder / name, data)
+        report(entry.name)
+    here = files_in(folder)
+    found += [f"{path} is not of the catalogue" for path in here if path not in wanted]
+    found += _text_differs(folder / CHECKSUMS, lambda _: checksum_lines(folder, here))
+    found += _text_differs(folder / README, readme)
     return found
 
 
@@ -90,7 +87,7 @@ def _difference(entry: Entry, path: Path, data: bytes) -> Iterator[str]:
     if not path.is_file():
         yield f"{path} is missing"
         return
-    here = path.read_bytes()
+    here = read_file(path)
     if here == data:
         return
     if not path.name.startswith("output_"):
@@ -110,5 +107,5 @@ def _difference(entry: Entry, path: Path, data: bytes) -> Iterator[str]:
 def _text_differs(path: Path, wanted: Callable[[str], str]) -> Iterator[str]:
     if not path.is_file():
         yield f"{path} is missing"
-    elif (text := path.read_text()) != wanted(text):
+    elif (text := read_text(path)) != wanted(text):
         yield f"{path} has another text"

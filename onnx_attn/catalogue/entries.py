@@ -14,16 +14,17 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 
+from ..arrays import Array
 from ..configuration import (
     ExportOptions,
     LayerConfig,
+    LayerFile,
     TensorSpec,
-    contract,
     numpy_dtype,
     with_options,
 )
 from ..file.export import make_model
-from ..reference import Array, attention
+from ..reference import attention
 from ..verify.vectors import TOLERANCES, Tolerance
 
 Mask = Literal["open", "tails", "front", "hidden"]
@@ -77,14 +78,19 @@ class Entry:
         return {name: np.array(weight, dtype) for name, weight in self.weights.items()}
 
     @property
+    def file(self) -> LayerFile:
+        """Configuration, options and weights."""
+        return LayerFile(self.config, self.export_options, self.weight_arrays)
+
+    @property
     def inputs(self) -> dict[str, TensorSpec]:
         """The file's inputs, in order, by name."""
-        return contract(self.config, self.export_options).inputs
+        return self.file.contract.inputs
 
     @property
     def outputs(self) -> dict[str, TensorSpec]:
         """The file's outputs, in order, by name."""
-        return contract(self.config, self.export_options).outputs
+        return self.file.contract.outputs
 
     @property
     def tolerance(self) -> Tolerance:
@@ -93,7 +99,7 @@ class Entry:
 
     def model(self) -> onnx.ModelProto:
         """The ONNX model."""
-        return make_model(self.config, self.export_options, self.weight_arrays)
+        return make_model(self.file)
 
 
 ONE = Case("length 1", 1, 1, 1)

@@ -6,7 +6,8 @@ import re
 
 from ..configuration import LayerConfig
 from ..errors import ModelError
-from ..verify.report import markdown_table
+from ..file.description import where_it_runs
+from ..markdown import markdown_table
 from .entries import CATALOGUE, Entry
 
 NOT_YET = "Not run yet: `onnx-attn verify --runtime all models/ --write-table`."
@@ -21,7 +22,7 @@ def readme(earlier: str) -> str:
             entry.what,
             ", ".join(f"({s.name})" if s.optional else s.name for s in entry.inputs.values()),
             _options(entry),
-            _where(entry),
+            where_it_runs(entry.file),
         ]
         for entry in CATALOGUE
     ]
@@ -71,14 +72,6 @@ def _options(entry: Entry) -> str:
     ]
     options = ["path", *(f"{key}={value!r}" for key, value in entry.options.items())]
     return f"`{entry.config.layer}({', '.join(layer)}).export({', '.join(options)})`"
-
-
-def _where(entry: Entry) -> str:
-    if entry.export_options.inputs == "optional":
-        return "bindings that know overridable initializers: C, C++, C#, Python, Rust, Go"
-    if entry.options.get("schedule") == "dense":
-        return "ONNX Runtime in every language, and most ONNX tools"
-    return "ONNX Runtime in every language"
 
 
 def _cases() -> str:

@@ -9,7 +9,18 @@ import typer
 
 __all__ = ["load_commands", "main"]
 
-COMMANDS = ("export", "run", "inspect", "verify", "models", "bench", "doctor", "demo", "tools")
+COMMANDS = (
+    "export",
+    "run",
+    "inspect",
+    "verify",
+    "triton",
+    "models",
+    "bench",
+    "doctor",
+    "demo",
+    "tools",
+)
 
 
 def load_commands() -> typer.Typer:

@@ -17,7 +17,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from ..errors import InputError, ModelError
+from ..errors import InputError
+from ..file.disk import write_text
 from .app import command, console
 
 
@@ -142,12 +143,8 @@ def _measure(request: Any, output: Path | None) -> dict[str, Any]:
 def _write(path: Path, data: dict[str, Any]) -> None:
     from ..bench.report.page import report as tables
 
-    page = path.with_suffix(".md")
-    try:
-        path.write_text(json.dumps(data, separators=(",", ":")) + "\n")
-        page.write_text(tables(data))
-    except OSError as error:
-        raise ModelError(f"{error.filename} cannot be written: {error.strerror}") from error
+    write_text(path, json.dumps(data, separators=(",", ":")) + "\n")
+    write_text(path.with_suffix(".md"), tables(data))
 
 
 def _show(data: dict[str, Any]) -> None:

@@ -28,7 +28,8 @@ def inspect(
     ] = None,
 ) -> None:
     """Show what a file takes, gives and holds."""
-    from ..file.inspection import describe_file, is_keras_file
+    from ..file.inspection import describe_file
+    from ..keras.files import is_keras_file
 
     if is_keras_file(file):
         from ..keras import describe_layers
@@ -77,6 +78,9 @@ def _print_contract(file: Path, facts: dict[str, Any]) -> None:
         f"{facts['producer']}, {facts['bytes']:,} bytes",
         highlight=False,
     )
+    console.print(f"graph: {facts['graph']}", highlight=False, markup=False)
+    for difference in facts["differences"]:
+        console.print(difference, highlight=False, markup=False)
     console.print(f"runs in: {facts['runs_in']}", highlight=False, markup=False)
 
 

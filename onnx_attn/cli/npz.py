@@ -9,9 +9,9 @@ from typing import Any, cast
 
 import numpy as np
 
+from ..arrays import Array
 from ..errors import InputError
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from ..file.disk import read_file, write_file
 
 
 def read_npy(path: Path) -> Array:
@@ -37,11 +37,10 @@ def read_npz(path: Path) -> dict[str, Array]:
 
 
 def _load(path: Path) -> Any:
+    data = read_file(path)
     try:
         # From memory: where an archive is damaged, np.load leaves a file it opened open.
-        return np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is no file") from error
+        return np.load(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # as above
         raise InputError(
             f"{path} is not a .npy or .npz file of plain arrays, or is cut short"
@@ -49,7 +48,7 @@ def _load(path: Path) -> Any:
 
 
 def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
-    """Write arrays as one .npz, whole or not at all; raises InputError if it cannot be.
+    """Write arrays as one .npz, whole or not at all; raises ModelError if it cannot be.
 
     bfloat16 has no NumPy type of its own: such arrays are stored as float32, without loss.
     """
@@ -57,11 +56,6 @@ def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
         name: array.astype(np.float32) if array.dtype.name == "bfloat16" else array
         for name, array in arrays.items()
     }
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, **cast("Any", plain))
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+    stream = io.BytesIO()
+    np.savez(stream, **cast("Any", plain))
+    write_file(path, stream.getvalue())

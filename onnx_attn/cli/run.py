@@ -9,8 +9,8 @@ import numpy as np
 import typer
 from rich.table import Table
 
+from ..arrays import Array
 from ..errors import InputError
-from ..session.feeds import Array
 from ..session.session import AttentionSession
 from .app import command, console
 from .npz import read_npy, read_npz, write_npz

@@ -13,7 +13,8 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
 from ..configuration import one_of
-from ..errors import InputError, ModelError, OnnxAttnError
+from ..errors import InputError, OnnxAttnError
+from ..file.disk import read_text, write_text
 from .app import command, console
 
 if TYPE_CHECKING:
@@ -41,15 +42,18 @@ def verify(
         list[str] | None,
         typer.Option(
             help="onnxruntime, reference (the two by default), oldest-onnxruntime, openvino, "
-            "node, web, browser, or all. May be given several times."
+            "node, web, browser, c, cpp, java, rust, go, tract, or all. May be given several times."
         ),
     ] = None,
     install: Annotated[
         bool,
         typer.Option(
             help="Install what a runtime needs and is not there yet (a virtual environment, npm "
-            "packages) in the folder ONNX_ATTN_CACHE, by default in this user's cache. The "
-            "browser is Chromium from the PATH, or ONNX_ATTN_CHROMIUM."
+            "packages, a program, which its language's own tools build) in the folder "
+            "ONNX_ATTN_CACHE, by default in this user's cache. The browser is Chromium from the "
+            "PATH, or ONNX_ATTN_CHROMIUM; ONNX Runtime's library for other languages is the "
+            "installed wheel's, or ORT_DYLIB_PATH, its headers those of the system, or in the "
+            "folder ONNXRUNTIME_INCLUDE."
         ),
     ] = True,
     write_table: Annotated[
@@ -108,13 +112,9 @@ def _write(file: Path, result: Verification) -> None:
     from ..catalogue.readme import section, with_section
     from ..verify.report import results_markdown, versions_markdown
 
-    try:
-        text = file.read_text()
-        text = with_section(text, "results", results_markdown(result))
-        versions = versions_markdown(result, section(text, "versions"))
-        file.write_text(with_section(text, "versions", versions))
-    except OSError as error:
-        raise ModelError(f"{file} cannot be written: {error.strerror or error}") from error
+    text = with_section(read_text(file), "results", results_markdown(result))
+    versions = versions_markdown(result, section(text, "versions"))
+    write_text(file, with_section(text, "versions", versions))
 
 
 def _show(result: Verification) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from rich.console import Console
 
+from ..arrays import Array
 from ..errors import OnnxAttnError
+from ..file.disk import write_file
 from ..layer import Attention
 from ..plot import INSTALL_HINT, can_plot, save_heatmap
 from ..session import AttentionSession
@@ -21,8 +23,6 @@ from .terminal import Voice, heatmap
 # softmax of such numbers is nearly flat: "puppy" would put 0.26 on "dog". Five times as much
 # makes it 0.84; eight times leaves hardly a second choice to be seen.
 SCALE = 5.0
-
-Array = npt.NDArray[Any]
 
 
 def run_demo(directory: Path, console: Console) -> list[Path]:
@@ -54,11 +54,6 @@ def run_demo(directory: Path, console: Console) -> list[Path]:
     )
     session = AttentionSession(model, device="cpu")
     say = Voice(console)
-    say.line(
-        f"{model.name} is one Attention layer. ONNX Runtime runs it: each word of the query, "
-        f"{sample.query.shape[-1]} trained numbers, looks for words like it in the value."
-    )
-    say.line()
     written = {model: f"the layer, Attention(use_scale=True): {model.stat().st_size / 1000:.0f} kB"}
     written |= _show_pair(sample, session, directory, say)
     written |= _show_batch(sample, session, directory, say)
@@ -178,11 +173,9 @@ def _exact(number: float) -> str:
 
 
 def _save(path: Path, **arrays: Any) -> Path:
-    try:
-        np.savez_compressed(path, **arrays)
-    except OSError as error:
-        raise OnnxAttnError(f"{path}: cannot be written: {error}") from error
-    return path
+    stream = io.BytesIO()
+    np.savez_compressed(stream, **arrays)
+    return write_file(path, stream.getvalue())
 
 
 def _picture(

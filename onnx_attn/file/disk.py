@@ -1,4 +1,7 @@
-"""Bytes of a model file from and to disk: read with a clear error, written whole or not at all."""
+"""Bytes from and to disk: read with a clear error, written whole or not at all.
+
+Every file that the package reads or writes goes through here; what fails is a ModelError.
+"""
 
 from __future__ import annotations
 
@@ -26,19 +29,52 @@ def as_path(path: object) -> Path:
         ) from error
 
 
-def read_file(path: object) -> bytes:
-    """The bytes of the file at `path`; raises ModelError if it is missing or cannot be read."""
+def read_file(path: object, fix: str = "", limit: int | None = None) -> bytes:
+    """The bytes of the file at `path`.
+
+    Args:
+        path: a str or a Path.
+        fix: what to do where there is no such file.
+        limit: the most bytes that are read.
+
+    Raises ModelError if it is missing, no file, larger than `limit`, or cannot be read.
+    """
     where = as_path(path)
+    data = _read(where, -1 if limit is None else limit + 1, fix)
+    if limit is not None and len(data) > limit:
+        raise ModelError(f"{where} is over {limit >> 20} MiB: refused")
+    return data
+
+
+def read_start(path: object, count: int) -> bytes:
+    """The first `count` bytes of the file at `path`; raises ModelError as `read_file`."""
+    return _read(as_path(path), count, "")
+
+
+def _read(where: Path, count: int, fix: str) -> bytes:
     try:
+        # Reading a pipe could wait for ever, and a device could never end.
         if where.exists() and not where.is_file():
             raise ModelError(f"{where} is no file, but a {_kind(where)}")
-        return where.read_bytes()
+        with where.open("rb") as file:
+            return file.read(count)
     except FileNotFoundError as error:
-        raise ModelError(
-            f"{where} does not exist. Write it with Attention(...).export(path)"
-        ) from error
+        raise ModelError(f"{where} does not exist. {fix}".rstrip(" .")) from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise ModelError(f"{where} cannot be read: {_reason(error)}") from error
+
+
+def read_text(path: object) -> str:
+    """The text of a UTF-8 file; raises ModelError as `read_file`, or if it is no such text."""
+    try:
+        return read_file(path).decode()
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{as_path(path)} is damaged: it is no UTF-8 text") from error
+
+
+def write_text(path: object, text: str) -> Path:
+    """As `write_file`, `text` in UTF-8."""
+    return write_file(path, text.encode())
 
 
 def write_file(path: object, data: bytes) -> Path:
@@ -47,15 +83,20 @@ def write_file(path: object, data: bytes) -> Path:
     The bytes go to a temporary file beside `path` that then takes its name in one step, so a
     reader sees the old file or the new one, even if the process is killed or the disk is full.
     A temporary file that a killed process left behind is removed by the next write to `path`.
+    Where `path` is a link, the file it points at is written. A device, pipe or socket is refused:
+    there is no whole or not at all.
 
     Raises ModelError if the file cannot be written.
     """
     given = as_path(path)
     try:
+        # Asked of the name given: /dev/stdout leads to names that are not there.
+        if given.exists() and not given.is_file():
+            raise ModelError(
+                f"{given} cannot be written: it is a {_kind(given)}. Give the name of a file"
+            )
         # A link keeps its name and its target gets the bytes, as with open(path, "wb").
         target = Path(os.path.realpath(given))
-        if target.exists() and not target.is_file():
-            raise ModelError(f"{given} cannot be written: it is a {_kind(target)}")
         _remove_leftovers(target)
         with _temporary_beside(target) as (temporary, handle):
             _write_all(handle, data)

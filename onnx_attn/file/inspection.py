@@ -3,64 +3,55 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from collections.abc import Container, Iterable, Iterator
 from typing import Any
 
 import onnx
 
-from ..configuration import FORMAT, contract
-from ..errors import ModelError
-from .export import read_model
+from .description import Found, as_found, when_left_out, where_it_runs
+from .export import find_model, graph_weights
+from .metadata import FORMAT
 
-HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
-ZIP_MAGIC = b"PK\x03\x04"
-
-EVERYWHERE = "any runtime with opset {opset}"
-OVERRIDABLE = (
-    "ONNX Runtime in C, C++, C#, Python, Rust, Go. Left-out inputs are overridable initializers: "
-    "Node ignores an override, web and Java refuse it, OpenVINO freezes the default"
-)
-
-
-def is_keras_file(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is a zip or HDF5, as saved Keras models are.
-
-    Raises ModelError if it cannot be read.
-    """
-    try:
-        with Path(path).open("rb") as file:
-            start = file.read(8)
-    except OSError as error:
-        raise ModelError(f"{os.fspath(path)} cannot be read: {error.strerror or error}") from error
-    return start == HDF5_MAGIC or start.startswith(ZIP_MAGIC)
+STATES = {
+    True: "as exported",
+    False: "changed by another tool since",
+    None: "unknown: written before files had a digest",
+}
 
 
 def describe_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Inputs, outputs, weights, configuration and versions of a file that onnx_attn wrote.
 
-    Everything in it is JSON. Raises ModelError as `Attention.load` does.
+    Everything in it is JSON. `graph` says whether the graph is the exported one; where it is not,
+    `differences` lists what is not as the metadata promises.
+
+    Raises ModelError if the file is missing, no ONNX file, not ours, newer or damaged.
     """
-    config, options, weights = read_model(path)
-    model = onnx.load(path)
-    tensors = contract(config, options)
-    inputs = [
-        {
-            "name": spec.name,
-            "dtype": spec.dtype,
-            "shape": list(spec.dims),
-            "optional": spec.optional,
-            "when_left_out": _when_left_out(spec.name, spec.optional),
-        }
-        for spec in tensors.inputs.values()
-    ]
-    some_optional = any(spec.optional for spec in tensors.inputs.values())
+    found = find_model(path)
+    said, graph = found.said, found.proto.graph
+    weights = {**said.weights, **graph_weights(found)}
+    defaults = {tensor.name for tensor in graph.initializer}
+    takes = _tensors(graph.input, defaults)
+    inputs, wrong = as_found(said.contract.inputs, takes, "input")
+    outputs, wrong_outputs = as_found(said.contract.outputs, _tensors(graph.output, ()), "output")
     return {
         "file": os.fspath(path),
         "format": FORMAT,
-        "inputs": inputs,
+        "graph": STATES[found.as_exported],
+        "differences": [f"the metadata promises {line}" for line in wrong + wrong_outputs],
+        "inputs": [
+            {
+                "name": spec.name,
+                "dtype": spec.dtype,
+                "shape": list(spec.dims),
+                "optional": spec.optional,
+                "when_left_out": when_left_out(spec),
+            }
+            for spec in inputs.values()
+        ],
         "outputs": [
             {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.dims)}
-            for spec in tensors.outputs.values()
+            for spec in outputs.values()
         ],
         "weights": [
             {
@@ -71,25 +62,42 @@ def describe_file(path: str | os.PathLike[str]) -> dict[str, Any]:
             }
             for name, weight in weights.items()
         ],
-        "config": dict(vars(config)),
-        "export": dict(vars(options)),
-        "opset": options.opset,
-        "ir_version": model.ir_version,
-        "producer": f"{model.producer_name} {model.producer_version}",
-        "bytes": Path(path).stat().st_size,
-        "runs_in": OVERRIDABLE if some_optional else EVERYWHERE.format(opset=options.opset),
+        "config": dict(vars(said.config)),
+        "export": dict(vars(said.options)),
+        "opset": opset_of(found.proto),
+        "ir_version": found.proto.ir_version,
+        "producer": f"{found.proto.producer_name} {found.proto.producer_version}",
+        "bytes": len(found.data),
+        "runs_in": where_it_runs(said),
     }
 
 
-def _when_left_out(name: str, optional: bool) -> str:
-    default = {
-        "key": "value",
-        "query_mask": "no mask",
-        "value_mask": "no mask",
-        "scale": "the trained value",
-        "concat_score_weight": "the trained value",
-        "training": "False",
-    }.get(name)
-    if default is None:
-        return "error"
-    return default if optional else f"{default}*"
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of ONNX's own operators that a model imports; 0 where it imports none."""
+    versions = (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    return next(versions, 0)
+
+
+def operators(graph: onnx.GraphProto) -> Iterator[str]:
+    """The operators of a graph and its subgraphs, those that are not ONNX's as domain.Name."""
+    for node in graph.node:
+        yield (
+            f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
+        )
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from operators(attribute.g)
+
+
+def _tensors(entries: Iterable[onnx.ValueInfoProto], optional: Container[str]) -> dict[str, Found]:
+    found: dict[str, Found] = {}
+    for entry in entries:
+        tensor = entry.type.tensor_type
+        dims = tuple(
+            dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
+            for dim in tensor.shape.dim
+        )
+        dtype = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+        names = {"float": "float32", "double": "float64"}
+        found[entry.name] = Found(names.get(dtype, dtype), dims, entry.name not in optional)
+    return found

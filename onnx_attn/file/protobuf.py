@@ -7,15 +7,15 @@ at other files of the disk, never reaches the runtime.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from ..errors import ModelError
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 # Field numbers of onnx.proto.
-MODEL_GRAPH, MODEL_METADATA, MODEL_TRAINING, MODEL_FUNCTIONS = 7, 14, 20, 25
+MODEL_GRAPH, MODEL_OPSETS, MODEL_METADATA, MODEL_TRAINING, MODEL_FUNCTIONS = 7, 8, 14, 20, 25
 TRAINING_INITIALIZATION, TRAINING_ALGORITHM = 1, 2
 GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_SPARSE_INITIALIZER = 1, 5, 15
 FUNCTION_NODE, FUNCTION_ATTRIBUTE = 7, 11
@@ -47,6 +47,8 @@ LEADS: dict[str, dict[int, str]] = {
     },
     "sparse": {SPARSE_VALUES: "tensor", SPARSE_INDICES: "tensor"},
 }
+# ONNX Runtime's own format is a FlatBuffer, which has its name behind the first offset.
+ORT_MAGIC = b"ORTM"
 # Protocol Buffers libraries refuse deeper messages; ours are 8 deep.
 DEEPEST = 100
 
@@ -62,6 +64,11 @@ def metadata_of(data: bytes, where: str) -> dict[str, str]:
     """
     if not data:
         raise ModelError(f"{where} is empty. Export it again")
+    if data[4:8] == ORT_MAGIC:
+        raise ModelError(
+            f"{where} is not an ONNX file, but one in ONNX Runtime's own format (.ort). Give the "
+            ".onnx file that it was made from, or run it with onnxruntime itself"
+        )
     try:
         entries: dict[str, str] = {}
         for number, value in _fields(memoryview(data)):
@@ -76,15 +83,52 @@ def metadata_of(data: bytes, where: str) -> dict[str, str]:
         ) from error
 
 
+def graph_digest(data: bytes, where: str) -> str:
+    """SHA-256, in hex, of what a serialized ModelProto computes; its metadata is left out.
+
+    Hashed are the graph, the operator sets it imports and the functions, in this order, as they
+    are serialized. Protocol Buffers libraries write fields in the order of their numbers, so that
+    a file read and written again unchanged has the same digest.
+
+    Raises ModelError, naming `where`, if the bytes are no ONNX file or are cut short.
+    """
+    hashed = hashlib.sha256()
+    try:
+        parts = list(_fields(memoryview(data)))
+    except _BrokenError as error:
+        raise ModelError(f"{where} is not an ONNX file, or is cut short or damaged") from error
+    for wanted in (MODEL_GRAPH, MODEL_OPSETS, MODEL_FUNCTIONS):
+        for number, part in parts:
+            if number == wanted and isinstance(part, memoryview):
+                hashed.update(f"{number} {len(part)} ".encode())
+                hashed.update(part)
+    return hashed.hexdigest()
+
+
 def external_files(data: bytes, where: str) -> list[str]:
     """Locations of the files that a serialized ModelProto's tensors lie in; [] for one file.
 
     Raises ModelError, naming `where`, if the bytes are no ONNX file or are cut short.
     """
+    if b"location" not in data:
+        return []  # the key under which any of them would stand
     try:
         return list(_locations(memoryview(data), "model", 0))
     except (_BrokenError, UnicodeDecodeError) as error:
         raise ModelError(f"{where} is not an ONNX file, or is cut short or damaged") from error
+
+
+def refuse_external_files(data: bytes, where: str) -> None:
+    """Raise ModelError if a tensor of a serialized ModelProto lies in another file.
+
+    No file of ours has such tensors, and one that a stranger made could point at any file.
+    """
+    locations = external_files(data, where)
+    if locations:
+        raise ModelError(
+            f"{where} keeps tensors in another file ({locations[0]!r}). That is refused: a model "
+            "must not read other files. Export it again: a file of ours is one file"
+        )
 
 
 def weight_shape(data: bytes, name: str, where: str) -> tuple[int, ...] | None:
@@ -120,30 +164,6 @@ def _integers(values: Iterable[memoryview | int]) -> Iterator[int]:
         while position < len(value):
             number, position = _varint(value, position)
             yield number
-
-
-def check_external_files(locations: list[str], model: Path | None, where: str) -> None:
-    """Raise ModelError unless every location lies in the folder of `model`, links followed.
-
-    A model given as bytes (None) has no folder, so it may have no external data.
-    """
-    for location in locations:
-        if model is None:
-            raise ModelError(
-                f"{where} keeps tensors in another file ({location!r}); bytes have no folder to "
-                "look in. Give the path of the file instead"
-            )
-        folder = Path(model).resolve().parent
-        try:
-            target = (folder / location).resolve()
-            inside = target.is_relative_to(folder) and not Path(location).is_absolute()
-        except (OSError, ValueError, RuntimeError):  # a NUL, a loop of links
-            inside = False
-        if not inside:
-            raise ModelError(
-                f"{where} keeps tensors in {location!r}, outside its own folder. That is refused: "
-                "a model must not read other files"
-            )
 
 
 def _locations(message: memoryview, kind: str, depth: int) -> Iterator[str]:

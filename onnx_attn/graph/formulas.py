@@ -13,6 +13,9 @@ from onnxscript.values import Opset
 
 FUNCTION_DOMAIN = Opset("onnx_attn", 1)
 
+# What Keras adds to a hidden score.
+HIDDEN = -1e9
+
 
 @script(FUNCTION_DOMAIN, default_opset=op)
 def scaled_query(query, scale):
@@ -70,7 +73,7 @@ def value_mask_bias(value_mask, like):
     The bias has the float type of `like`, which is otherwise not read.
     """
     visible = op.CastLike(op.Constant(value_float=0.0), like)
-    hidden = op.CastLike(op.Constant(value_float=-1e9), like)
+    hidden = op.CastLike(op.Constant(value_float=HIDDEN), like)
     value_mask_of_rows = op.Unsqueeze(value_mask, op.Constant(value_ints=[1]))  # [batch, 1, Tv]
     value_bias = op.Where(value_mask_of_rows, visible, hidden)
     return value_bias
@@ -81,7 +84,7 @@ def causal_bias(query, key):
     """0 where j <= i, -1e9 where j > i, top-left aligned for every Tq and Tv: [Tq, Tv]."""
     query_length = op.Shape(query, start=1, end=2)
     key_length = op.Shape(key, start=1, end=2)
-    hidden = op.CastLike(op.Constant(value_float=-1e9), query)
+    hidden = op.CastLike(op.Constant(value_float=HIDDEN), query)
     everywhere_hidden = op.Expand(hidden, op.Concat(query_length, key_length, axis=0))  # [Tq, Tv]
     future_bias = op.Trilu(everywhere_hidden, op.Constant(value_int=1), upper=1)
     return future_bias
@@ -93,7 +96,7 @@ def value_and_causal_bias(value_mask, future_bias):
 
     One -1e9, never two: adding both would push a doubly masked key below a singly masked one.
     """
-    hidden = op.CastLike(op.Constant(value_float=-1e9), future_bias)
+    hidden = op.CastLike(op.Constant(value_float=HIDDEN), future_bias)
     value_mask_of_rows = op.Unsqueeze(value_mask, op.Constant(value_ints=[1]))  # [batch, 1, Tv]
     masked_bias = op.Where(value_mask_of_rows, future_bias, hidden)  # [batch, Tq, Tv]
     return masked_bias
@@ -165,11 +168,12 @@ def additive_scores(features, feature_weights):
 def feature_column(query, key):
     """The shape [dim, 1] of the weights of features.
 
-    Query and key of different dim broadcast where one of them is 1. The smaller dim then fits
-    neither the weights nor the features, so that one of the next two nodes refuses.
+    Query and key of different dim broadcast where one of them is 1. |2 * query - key| then is
+    neither dim, also where the other is 0, so that the product of features and weights refuses.
     """
     query_dim = op.Shape(query, start=2, end=3)
     key_dim = op.Shape(key, start=2, end=3)
-    smaller_dim = op.Min(query_dim, key_dim)
-    column = op.Concat(smaller_dim, op.Constant(value_ints=[1]), axis=0)
+    more_than_key = op.Sub(query_dim, key_dim)
+    dim = op.Abs(op.Add(query_dim, more_than_key))
+    column = op.Concat(dim, op.Constant(value_ints=[1]), axis=0)
     return column

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import cast
 
-import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes import common as passes
-from onnxscript import GraphBuilder, optimizer
+from onnxscript import GraphBuilder
 
-from ..configuration import IR_OF_OPSET, ExportOptions, LayerConfig, TensorSpec, contract
+from ..configuration import IR_OF_OPSET, ExportOptions, LayerConfig, LayerFile, TensorSpec
+from .builder import OpBuilder, Results
+from .finish import finish
 from .schedules.auto import auto
 from .schedules.dense import dense
 from .schedules.fused import DOMAIN, fused
 from .schedules.tiled import tiled
-from .steps import Steps, Tensors
+from .steps import AXES, Steps, Tensors
 
-SCHEDULES: Mapping[str, Callable[..., tuple[ir.Value, ...]]] = {
+SCHEDULES: Mapping[str, Callable[[OpBuilder, Steps], Results]] = {
     "auto": auto,
     "dense": dense,
     "tiled": tiled,
@@ -33,13 +33,12 @@ ONNX_TYPES = {
 }
 
 
-def build_model(
-    config: LayerConfig, options: ExportOptions, weights: Mapping[str, np.ndarray[Any, Any]]
-) -> ir.Model:
-    """The flat model of `config` and `options`, with `weights` as its trained values.
+def build_model(file: LayerFile) -> ir.Model:
+    """The flat model of a layer, with its weights as trained values.
 
     Same arguments, same model: nothing depends on the run. Metadata and texts are the exporter's.
     """
+    config, options, weights, specs = file.config, file.options, file.weights, file.contract
     graph = ir.Graph(
         name="attention" if config.layer == "Attention" else "additive_attention",
         inputs=[],
@@ -48,7 +47,6 @@ def build_model(
         opset_imports={"": options.opset} | ({DOMAIN: 1} if options.needs_onnxruntime else {}),
     )
     builder = GraphBuilder(graph)
-    specs = contract(config, options)
     given = {
         name: builder.input(name, ONNX_TYPES[spec.dtype], ir.Shape(spec.dims))
         for name, spec in specs.inputs.items()
@@ -56,25 +54,29 @@ def build_model(
     constants = [name for name in config.weight_names if name not in given]
     for name in constants:
         kind = ONNX_TYPES[config.floats.weight]
-        given[name] = builder.input(name, kind, ir.Shape(weights[name].shape))
-    op = builder.op
-    steps = Steps(config, _tensors(op, config, given))
-    results = SCHEDULES[options.schedule](op, steps, options.return_attention_scores)
-    for spec, result in zip(specs.outputs.values(), results, strict=True):
+        # Without its shape, or the builder would fold its size: see `Steps.tied`.
+        given[name] = builder.input(name, kind)
+    op: OpBuilder = builder.op
+    steps = _steps(config, options, given, {name: weights[name].size for name in constants})
+    results = SCHEDULES[options.schedule](op, steps)
+    for spec, value in zip(specs.outputs.values(), results, strict=True):
+        result = value
         if steps.compute != ONNX_TYPES[spec.dtype]:
-            result = op.Cast(result, to=ONNX_TYPES[spec.dtype])
+            result = cast("ir.Value", op.Cast(value, to=ONNX_TYPES[spec.dtype]))
         _declare(result, spec)
         builder.add_output(result, spec.name)
-    model = _finish(ir.Model(graph, ir_version=IR_OF_OPSET[options.opset]))
+    model = ir.Model(graph, ir_version=IR_OF_OPSET[options.opset])
+    finish(model, [given[name] for name in constants])
     # Last, so that no pass takes a default for a constant, or a weight for another constant.
     values = {name: weights[name] for name in constants}
     for name, spec in specs.inputs.items():
-        if spec.optional:
-            values[name] = default_of(spec, weights.get(name))
+        if spec.optional and spec.default is not None:
+            values[name] = spec.default
     for name, array in values.items():
         given[name].const_value = ir.tensor(array, name=name)
         graph.register_initializer(given[name])
     for name in constants:
+        given[name].shape = ir.Shape(weights[name].shape)
         graph.inputs.remove(given[name])
     return model
 
@@ -85,100 +87,21 @@ def _declare(value: ir.Value, spec: TensorSpec) -> None:
     value.shape = ir.Shape(spec.dims)
 
 
-def _tensors(op, config: LayerConfig, given: dict[str, ir.Value]) -> Tensors:
-    """The given values, floats cast to the type of the arithmetic."""
-    compute = ONNX_TYPES[config.floats.compute]
+def _steps(
+    config: LayerConfig,
+    options: ExportOptions,
+    given: dict[str, ir.Value],
+    elements: Mapping[str, int],
+) -> Steps:
+    """The layer's steps on the given values, and the sizes that are fixed in the file.
 
-    def arithmetic(value: ir.Value) -> ir.Value:
-        if value.dtype in (ir.DataType.BOOL, compute):
-            return value
-        return op.Cast(value, to=compute, _outputs=[f"{value.name}_{config.floats.compute}"])
-
-    values = {name: arithmetic(value) for name, value in given.items()}
-    values.setdefault("key", values["value"])
-    return Tensors(**values)
-
-
-def _finish(model: ir.Model) -> ir.Model:
-    """Constants as initializers, nothing unused, and names that tell what a value is."""
-    _settle_types(model)
-    optimizer.fold_constants(
-        model,
-        onnx_shape_inference=False,
-        should_fold=lambda node: (
-            node.op_type == "Cast"
-            and all(v is not None and v.producer() is not None for v in node.inputs)
-        ),
-    )
-    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    passes.LiftSubgraphInitializersToMainGraphPass()(model)
-    passes.DeduplicateInitializersPass()(model)
-    passes.RemoveUnusedNodesPass()(model)
-    _rename(model)
-    _leave_types_to_inference(model)
-    return model
-
-
-def _settle_types(model: ir.Model) -> None:
-    """CastLike as Cast: the types are known here, and a cast of a constant can be folded."""
-    for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        if node.op_type == "CastLike":
-            node.op_type = "Cast"
-            node.attributes["to"] = ir.AttrInt64("to", node.inputs[1].dtype)
-            node.resize_inputs(1)
-
-
-def _rename(model: ir.Model) -> None:
-    """Values by what they hold, each name once in the whole model; nodes by rule or operator."""
-    declared = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
-    used = set(declared)
-    constants = {
-        value: _constant_name(value)
-        for value in model.graph.initializers.values()
-        if value.name not in declared
-    }
-
-    def fresh(name: str) -> str:
-        candidate, count = name, 1
-        while candidate in used:
-            count += 1
-            candidate = f"{name}_{count}"
-        used.add(candidate)
-        return candidate
-
-    for value, name in constants.items():
-        value.name = fresh(name)
-    for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        for output in node.outputs:
-            if output.name not in declared:
-                # Builder and inliner put paths and "v_" in front of the name we chose.
-                output.name = fresh(output.name.rsplit("/", 1)[-1].removeprefix("v_"))
-        if "_must_" in (node.name or ""):
-            node.name = fresh(node.name.rsplit("/", 1)[-1])
-        else:
-            node.name = fresh(node.op_type)
-        node.metadata_props.clear()
-
-
-def _leave_types_to_inference(model: ir.Model) -> None:
-    """No types of values between nodes: they follow from the declared ones, and are a quarter."""
-    for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        for output in node.outputs:
-            if not output.is_graph_output():
-                output.type = output.shape = None
-
-
-def _constant_name(value: ir.Value) -> str:
-    array = value.const_value.numpy()
-    numbers = "_".join(f"{number:g}" for number in array.reshape(-1)[:4].astype(float))
-    kind = "" if array.dtype.kind == "f" else f"_{array.dtype}"
-    return f"constant_{numbers}{kind}".replace("-", "minus_").replace("+", "")
-
-
-def default_of(spec: TensorSpec, weight: np.ndarray[Any, Any] | None) -> np.ndarray[Any, Any]:
-    """The value an optional input has when it is left out: no mask, trained weight, no training."""
-    if weight is not None:
-        return weight
-    if spec.name == "training":
-        return np.array(False)
-    return np.ones([dim if isinstance(dim, int) else 1 for dim in spec.dims], np.bool_)
+    `elements`: how many each trained weight has.
+    """
+    found = Tensors(**({"key": given["value"]} | given))
+    known: dict[str, int] = {}
+    for dim, (tensor, axis) in AXES.items():
+        size = getattr(found, tensor).shape[axis]
+        if isinstance(size, int):
+            known[dim] = size
+    weights = tuple((given[name], count) for name, count in elements.items())
+    return Steps(config, found, options.return_attention_scores, known, weights)

@@ -1,23 +1,36 @@
 """What every schedule is made of: the layer's tensors and the steps between them.
 
-A step is plain Python that writes nodes through an onnxscript `OpBuilder`; the formulas
-themselves are the onnxscript functions of `formulas.py`, inlined where they are called.
+A step is plain Python that writes nodes through an `OpBuilder`; the formulas themselves are the
+onnxscript functions of `formulas.py`, inlined where they are called.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, cast
 
 import numpy as np
 import onnx_ir as ir
 
 from ..configuration import LayerConfig
 from . import formulas
+from .builder import Form, OpBuilder, Results, subgraph
+from .guards import Rule, fits, rule
+from .sizes import Size, Truth
+
+AXES = {
+    "batch": ("query", 0),
+    "Tq": ("query", 1),
+    "dim": ("query", 2),
+    "Tv": ("key", 1),
+    "value_dim": ("value", 2),
+}
 
 
 @dataclass(frozen=True)
 class Tensors:
-    """The values a schedule reads, floats already in the type of the arithmetic.
+    """The values a schedule reads.
 
     `value_mask`, `query_mask`, `scale`, `concat_score_weight` and `training` are None where the
     file has none of them.
@@ -35,10 +48,17 @@ class Tensors:
 
 @dataclass(frozen=True)
 class Steps:
-    """The layer's formulas for one configuration, on whole tensors or on blocks of them."""
+    """The layer's formulas for one configuration, on whole tensors or on blocks of them.
+
+    `known` holds the sizes that are fixed in the file, by dim name. `weights` are the trained
+    values that bodies may read (see `tied`).
+    """
 
     config: LayerConfig
     tensors: Tensors
+    scores_wanted: bool = False
+    known: Mapping[str, int] = field(default_factory=dict[str, int])
+    weights: tuple[tuple[ir.Value, int], ...] = ()
 
     @property
     def compute(self) -> ir.DataType:
@@ -50,85 +70,175 @@ class Steps:
         """Whether scores are products, not sums over pairs of features."""
         return self.config.layer == "Attention" and self.config.score_mode == "dot"
 
-    def unmasked(self):
-        """The same layer, its masks left out."""
-        return Steps(self.config, replace(self.tensors, query_mask=None, value_mask=None))
+    @property
+    def plain(self) -> bool:
+        """Whether no key is ever hidden."""
+        return not self.config.causal and self.tensors.value_mask is None
 
-    def number(self, op, number):
+    @property
+    def masks(self) -> list[ir.Value]:
+        """The masks of the file."""
+        both = (self.tensors.query_mask, self.tensors.value_mask)
+        return [mask for mask in both if mask is not None]
+
+    def unmasked(self) -> Steps:
+        """The same layer, its masks left out."""
+        return replace(self, tensors=replace(self.tensors, query_mask=None, value_mask=None))
+
+    def knows(self, *dims: str) -> bool:
+        """Whether all of these sizes are fixed in the file."""
+        return all(dim in self.known for dim in dims)
+
+    def size(self, op: OpBuilder, dim: str, name: str | None = None) -> Size:
+        """The size called `dim`: as fixed in the file, or else of the tensor at hand."""
+        if dim in self.known:
+            return self.known[dim]
+        tensor, axis = AXES[dim]
+        names = [name or f"{dim}_size"]
+        return op.Shape(getattr(self.tensors, tensor), start=axis, end=axis + 1, _outputs=names)
+
+    def elements(self, op: OpBuilder, tensor: str, *dims: str) -> Size:
+        """How many elements `tensor` has, whose dims are `dims`."""
+        if self.knows(*dims):
+            return int(np.prod([self.known[dim] for dim in dims]))
+        return self.count(op, getattr(self.tensors, tensor), f"{tensor}_size")
+
+    def count(self, op: OpBuilder, tensor: ir.Value, name: str) -> ir.Value:
+        """How many elements `tensor` has: int64[]."""
+        if tensor.dtype != ir.DataType.BFLOAT16:
+            return op.Size(tensor, _outputs=[name])
+        # ONNX Runtime has no Size of bfloat16.
+        return op.ReduceProd(op.Shape(tensor), keepdims=0, _outputs=[name])
+
+    def in_arithmetic(self, op: OpBuilder) -> Steps:
+        """The same layer, floats cast to the type of the arithmetic: each form casts its own."""
+        cast_values: dict[ir.Value, ir.Value] = {}
+
+        def arithmetic(value: ir.Value | None) -> ir.Value | None:
+            if value is None or value.dtype in (ir.DataType.BOOL, self.compute):
+                return value
+            if value not in cast_values:
+                name = f"{(value.name or '').removeprefix('v_')}_{self.config.floats.compute}"
+                cast_values[value] = op.Cast(value, to=self.compute, _outputs=[name])
+            return cast_values[value]
+
+        tensors = {f.name: arithmetic(getattr(self.tensors, f.name)) for f in fields(Tensors)}
+        return replace(self, tensors=Tensors(**cast("dict[str, Any]", tensors)))
+
+    def tied(self, op: OpBuilder, number: int) -> ir.Value:
+        """`number`, int64[], made from the weights' sizes where the file has weights.
+
+        Bodies read weights by name only. A tool that follows the inputs of nodes, as
+        `onnx.utils.extract_model` does, would drop them: here nodes of the main graph take them.
+        Runtimes compute it once, when they open the file.
+        """
+        if op.builder.parent is not None or not self.weights:
+            return op.Constant(value=ir.tensor(number))
+        sizes_of_weights = [self.count(op, weight, "weight_size") for weight, _ in self.weights]
+        rest = op.Constant(value=ir.tensor(number - sum(count for _, count in self.weights)))
+        for size in sizes_of_weights:
+            rest = op.Add(rest, size, _outputs=["tied_to_weights"])
+        return rest
+
+    def number(self, op: OpBuilder, number: float) -> ir.Value:
         """A constant scalar in the type of the arithmetic."""
         return op.Constant(value=ir.tensor(np.array(number, self.config.floats.compute)))
 
-    def prepare_query(self, op, query):
+    def prepare_query(self, op: OpBuilder, query: ir.Value) -> ir.Value:
         """Work that is done once per query row, not once per score."""
         if self.has_dot_scores and self.tensors.scale is not None:
-            return op.call_inline(
-                formulas.scaled_query, query, self.tensors.scale, _outputs=["query_scaled"]
-            )
+            scale = self.tensors.scale
+            if self.compute == ir.DataType.DOUBLE:
+                # ONNX Runtime takes a constant scalar into MatMul, as an attribute of 32 bits.
+                dim = op.Slice(op.Shape(query), [-1], [2**31 - 1], _outputs=["dim_of_query"])
+                scale = op.Expand(scale, dim, _outputs=["scale_of_features"])
+            return op.call_inline(formulas.scaled_query, query, scale, _outputs=["query_scaled"])
         return query
 
-    def scores(self, op, query, key):
+    def scores(self, op: OpBuilder, query: ir.Value, key: ir.Value) -> ir.Value:
         """Scores of prepared queries and keys: [batch, Tq, dim], [batch, Tv, dim]."""
-        scale, weight = self.tensors.scale, self.tensors.concat_score_weight
         if self.has_dot_scores:
             float64 = self.compute == ir.DataType.DOUBLE
-            formula = formulas.dot_scores_float64 if float64 else formulas.dot_scores
+            formula = cast("Any", formulas.dot_scores_float64 if float64 else formulas.dot_scores)
             scores = op.call_inline(formula, query, key, _outputs=["scores"])
-            scores.producer().name = "scores__query_and_key_must_have_the_same_dim"
-            return scores
+            return rule(scores, "scores", Rule.DIMS, Rule.BATCHES)
+        scale, weight = self.tensors.scale, self.tensors.concat_score_weight
         features = op.call_inline(formulas.query_key_features, query, key, _outputs=["features"])
-        column = op.call_inline(formulas.feature_column, query, key, _outputs=["feature_column"])
+        rule(features, "features", Rule.DIMS, Rule.BATCHES)
+        if self.knows("dim"):
+            column = [self.known["dim"], 1]
+        else:
+            column = op.call_inline(formulas.feature_column, query, key, _outputs=["column"])
+        one = self.number(op, 1.0)
         if self.config.layer == "AdditiveAttention" and scale is not None:
-            # Concat takes equal lengths only; ORT would fold a Reshape of scale to this shape.
-            ones = op.Expand(self.one(op), column, _outputs=["ones_of_dim"])
-            scale_column = op.Unsqueeze(scale, [1], _outputs=["scale_column"])  # [dim, 1]
-            columns = op.Concat(scale_column, ones, axis=1, _outputs=["scale_and_ones"])
-            columns.producer().name = "scale_query_and_key_must_have_the_same_dim"
-            feature_weights = op.Slice(columns, [0], [1], [1], _outputs=["feature_weights"])
+            feature_weights = op.Unsqueeze(scale, [1], _outputs=["scale_column"])  # [dim, 1]
+            if not self.knows("dim"):
+                # Concat takes equal lengths only; ORT would fold a Reshape of scale to this shape.
+                ones = op.Expand(one, column, _outputs=["ones_of_dim"])
+                columns = op.Concat(feature_weights, ones, axis=1, _outputs=["scale_and_ones"])
+                rule(columns, "feature_weights", Rule.SCALE_DIM, Rule.DIMS)
+                feature_weights = op.Slice(columns, [0], [1], [1], _outputs=["feature_weights"])
         else:
             if scale is not None:
                 features = op.Mul(features, scale, _outputs=["features_scaled"])
-            weight = self.one(op) if weight is None else weight
+            weight = one if weight is None else weight
             feature_weights = op.Expand(weight, column, _outputs=["feature_weights"])
         scores = op.call_inline(
             formulas.additive_scores, features, feature_weights, _outputs=["scores"]
         )
-        weighing = scores.producer().inputs[0].producer()
-        weighing.name = "scores__query_and_key_must_have_the_same_dim"
+        rule(scores.producer().inputs[0], "scores", Rule.DIMS)
         return scores
 
-    def one(self, op):
-        """The number 1 in the type of the arithmetic."""
-        return op.Constant(value=ir.tensor(np.ones((), self.compute.numpy())))
-
-    def attend(self, op, query, key, value, bias):
-        """softmax(scores + bias) @ value: the attended values and the weights."""
+    def attend(
+        self,
+        op: OpBuilder,
+        query: ir.Value,
+        key: ir.Value,
+        value: ir.Value,
+        bias: ir.Value | None,
+    ) -> Results:
+        """softmax(scores + bias) @ value, with the weights where they are wanted."""
         scores = self.scores(op, query, key)
         if bias is not None:
-            scores = self.masked(op, scores, bias)
+            scores = self.biased(op, scores, bias)
         weights = op.call_inline(formulas.softmax_weights, scores, _outputs=["weights"])
         weights = self.drop(op, weights)
-        return self.weighted_sum(op, weights, value), weights
+        attended = self.weighted_sum(op, weights, value)
+        return (attended, weights) if self.scores_wanted else (attended,)
 
-    def masked(self, op, scores, bias):
+    def biased(
+        self, op: OpBuilder, scores: ir.Value, bias: ir.Value, queries: Size | None = None
+    ) -> ir.Value:
         """scores + bias, of the shape of the scores; another is the runtime's error.
+
+        `queries`: how many rows the scores have, where they are not of all queries.
 
         A key of length 1 would be broadcast to a longer mask, and so fit a longer value; a batch of
         1 to that of the mask.
         """
         masked = op.call_inline(formulas.masked_scores, scores, bias, _outputs=["scores_masked"])
-        if self.tensors.value_mask is None:
+        mask = self.tensors.value_mask
+        if mask is None:
             return masked
-        checked = op.Reshape(masked, op.Shape(scores), _outputs=["scores_checked"])
-        checked.producer().name = "scores__value_mask_must_fit_the_key"
-        return checked
+        rule(masked, "scores", Rule.VALUE_MASK)
+        if fits(mask, (self.known.get("batch"), self.known.get("Tv"))):
+            return masked
+        rows = self.known.get("Tq") if queries is None else queries
+        if self.knows("batch", "Tv") and isinstance(rows, int):
+            shape: Any = [self.known["batch"], rows, self.known["Tv"]]
+        else:
+            shape = op.Shape(scores)
+        checked = op.Reshape(masked, shape, _outputs=["scores_checked"])
+        return rule(checked, "scores", Rule.VALUE_MASK)
 
-    def weighted_sum(self, op, weights, value):
+    def weighted_sum(self, op: OpBuilder, weights: ir.Value, value: ir.Value) -> ir.Value:
         """weights @ value: [batch, Tq, Tv] x [batch, Tv, value_dim] -> [batch, Tq, value_dim]."""
         attended = op.call_inline(formulas.weighted_sum, weights, value, _outputs=["attended"])
-        attended.producer().name = "weighted_sum__key_and_value_must_have_the_same_length"
-        return attended
+        return rule(attended, "weighted_sum", Rule.LENGTHS, Rule.BATCHES)
 
-    def block_scores(self, op, query, key, bias=None):
+    def block_scores(
+        self, op: OpBuilder, query: ir.Value, key: ir.Value, bias: ir.Value | None = None
+    ) -> ir.Value:
         """Scores of one batch row's queries: [block, dim], [keys, dim] -> [block, keys].
 
         `bias`, [keys] or [block, keys], enters with the sum: only for queries that see a key.
@@ -140,15 +250,14 @@ class Steps:
                 scores = op.call_inline(
                     formulas.masked_dot_row_scores, query, key, bias, _outputs=["scores_masked"]
                 )
-            scores.producer().name = "scores__query_and_key_must_have_the_same_dim"
-            return scores
+            return rule(scores, "scores", Rule.DIMS)
         queries, keys = op.Unsqueeze(query, [0]), op.Unsqueeze(key, [0])
         scores = op.Squeeze(self.scores(op, queries, keys), [0])
         if bias is None:
             return scores
         return op.call_inline(formulas.masked_scores, scores, bias, _outputs=["scores_masked"])
 
-    def drop(self, op, weights, rank=3, draw=0):
+    def drop(self, op: OpBuilder, weights: ir.Value, rank: int = 3, draw: int = 0) -> ir.Value:
         """In training: weights dropped at `dropout`, the kept ones times 1/(1-dropout).
 
         Nodes of the same seed draw the same numbers: `draw` tells those of one graph apart.
@@ -158,7 +267,7 @@ class Steps:
             return weights
         rate, dims = self.config.dropout, [None] * rank
 
-        def dropped(op):
+        def dropped(op: OpBuilder) -> ir.Value:
             seed = self.config.seed
             attributes = {} if seed is None else {"seed": float(seed + draw)}
             drawn = op.RandomUniformLike(
@@ -168,46 +277,48 @@ class Steps:
             grown = op.Mul(weights, 1.0 / (1.0 - rate), _outputs=["grown"])
             return op.Where(kept, grown, 0.0)
 
+        def kept(op: OpBuilder) -> ir.Value:
+            return op.Identity(weights)
+
         return op.If(
             self.tensors.training,
             then_branch=subgraph(op, dropped, [self.value_named("weights_dropped", *dims)]),
-            else_branch=subgraph(
-                op,
-                lambda op: op.Identity(weights),
-                [self.value_named("weights_kept", *dims)],
-            ),
+            else_branch=subgraph(op, kept, [self.value_named("weights_kept", *dims)]),
             _outputs=["weights_in_training"],
         )
 
-    def value_named(self, name, *dims):
-        """A declaration of a subgraph output in the type of the arithmetic."""
-        return ir.Value(name=name, shape=ir.Shape(dims), type=ir.TensorType(self.compute))
+    def value_named(self, name: str, *dims: str | None) -> ir.Value:
+        """A declaration of a subgraph's input or output in the type of the arithmetic."""
+        return ir.Value(name=name, shape=self.shape(*dims), type=ir.TensorType(self.compute))
 
+    def shape(self, *dims: str | None) -> ir.Shape:
+        """A declared shape, in fixed sizes where the file fixes them."""
+        return ir.Shape([dim if dim is None else self.known.get(dim, dim) for dim in dims])
 
-def branches(op, steps, condition, forms, scores_wanted):
-    """If(condition): the first of `forms` (name -> writer of nodes), else the second.
+    def branches(
+        self,
+        op: OpBuilder,
+        condition: Truth,
+        then: tuple[str, Form],
+        otherwise: tuple[str, Form],
+    ) -> Results:
+        """If(condition): one of two forms, each a name and what writes its nodes.
 
-    Each writes the output [batch, Tq, value_dim] and, where wanted, the weights [batch, Tq, Tv].
-    """
+        A condition that is known leaves the form it chooses, and no If.
+        """
+        if isinstance(condition, bool):
+            return (then if condition else otherwise)[1](op)
 
-    def declared(name):
-        outputs = [steps.value_named(f"attended_{name}", "batch", "Tq", "value_dim")]
-        if scores_wanted:
-            outputs.append(steps.value_named(f"weights_{name}", "batch", "Tq", "Tv"))
-        return outputs
+        def branch(name: str, form: Form) -> ir.Graph:
+            outputs = [self.value_named(f"attended_{name}", "batch", "Tq", "value_dim")]
+            if self.scores_wanted:
+                outputs.append(self.value_named(f"weights_{name}", "batch", "Tq", "Tv"))
+            return subgraph(op, form, outputs)
 
-    then_branch, else_branch = (
-        subgraph(op, write, declared(name)) for name, write in forms.items()
-    )
-    results = op.If(
-        condition,
-        then_branch=then_branch,
-        else_branch=else_branch,
-        _outputs=["attended", "weights"][: 1 + scores_wanted],
-    )
-    return tuple(results) if scores_wanted else (results,)
-
-
-def subgraph(op, trace, outputs, inputs=()):
-    """A subgraph for If, Scan or Loop: `trace(op, *inputs)` writes its nodes."""
-    return op.builder.subgraph(trace, list(inputs), list(outputs), name=outputs[0].name)
+        results = op.If(
+            condition,
+            then_branch=branch(*then),
+            else_branch=branch(*otherwise),
+            _outputs=["attended", "weights"][: 1 + self.scores_wanted],
+        )
+        return tuple(results) if self.scores_wanted else (results,)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from ..errors import InputError, ModelError
+from ..file.disk import as_path, read_file, read_start
 from .hdf5 import HDF5, MAGIC, check_heaps, open_hdf5
 from .model_config import FoundLayer, find_layers
 from .weights import Weights, read_weights
@@ -61,7 +62,7 @@ def read_saved(path: str | os.PathLike[str], config: object = None) -> list[Save
         InputError: weights without `config`, or `config` for a file that holds its own.
         ModelError: the file is missing, damaged, no saved Keras model, or holds no attention.
     """
-    where = os.fspath(path)
+    where = str(as_path(path))
     with _open(path) as saved:
         own = saved.configuration
         if own is not None and config is not None:
@@ -88,6 +89,14 @@ def read_saved(path: str | os.PathLike[str], config: object = None) -> list[Save
     ]
 
 
+def is_keras_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a zip or HDF5, as saved Keras models are.
+
+    Raises ModelError if it cannot be read.
+    """
+    return _first_bytes(as_path(path)) in (ZIP_MAGIC, MAGIC[:4])
+
+
 def read_config(config: object) -> object:
     """A model's configuration from a dict, JSON text, or the path of a file that holds one.
 
@@ -105,17 +114,13 @@ def read_config(config: object) -> object:
         raise InputError(
             f"config must be a dict, JSON text or a path; received {type(config).__name__}"
         )
-    file = Path(cast("str | os.PathLike[str]", config))
+    file = as_path(cast("object", config))
     if _first_bytes(file) in (ZIP_MAGIC, MAGIC[:4]):
         with _open(file) as saved:
             if saved.configuration is None:
                 raise ModelError(f"{file} holds no configuration of a model")
             return saved.configuration
-    try:
-        with file.open("rb") as stream:
-            return _parse(_bounded(stream, str(file)), str(file))
-    except OSError as error:
-        raise ModelError(f"{file} cannot be read: {error.strerror or error}") from error
+    return _parse(read_file(file, limit=CONFIG_LIMIT), str(file))
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,8 @@ class _Saved:
 
 @contextmanager
 def _open(path: str | os.PathLike[str]) -> Generator[_Saved]:
-    file, where = Path(path), os.fspath(path)
+    file = as_path(path)
+    where = str(file)
     magic = _first_bytes(file)
     if magic == ZIP_MAGIC:
         with _unpack(file, where) as (configuration, stream), open_hdf5(stream, where) as weights:
@@ -148,11 +154,7 @@ def _first_bytes(file: Path) -> bytes:
         raise ModelError(
             f"{file} is a folder: save the model as one file, model.save('model.keras') or .h5"
         )
-    try:
-        with file.open("rb") as stream:
-            return stream.read(4)
-    except OSError as error:
-        raise ModelError(f"{file} cannot be read: {error.strerror or error}") from error
+    return read_start(file, 4)
 
 
 @contextmanager

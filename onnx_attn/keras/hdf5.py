@@ -14,9 +14,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from ..arrays import Array
 from ..errors import ModelError, OnnxAttnError
 
-Array = np.ndarray[Any, Any]
 # h5py ships no types.
 Group: TypeAlias = Any
 Dataset: TypeAlias = Any

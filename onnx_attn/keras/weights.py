@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+from ..arrays import Array
 from ..errors import ModelError
-from .hdf5 import HDF5, Array, Dataset, Group
+from .hdf5 import HDF5, Dataset, Group
 from .model_config import FoundLayer
 from .objects import Step
 

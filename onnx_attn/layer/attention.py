@@ -7,41 +7,40 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, Unpack, cast
 
 import numpy as np
 
+from ..arrays import Array, shown, to_array
 from ..configuration import (
-    DTYPES,
+    ExportArguments,
     ExportOptions,
+    LayerClass,
     LayerConfig,
+    LayerFile,
     numpy_dtype,
     with_options,
 )
 from ..errors import InputError
-from ..file.export import SavedLayer, make_model, read_model, write_model
-from ..session.feeds import Array, shown, to_array
+from ..file.export import make_model, read_model, write_model
 from ..session.session import AttentionSession
+from .arguments import config_arguments, dtype_name, layer_arguments
 from .call import check_inputs, check_mask, fold_call
 
 if TYPE_CHECKING:
     import onnx
 
-# What Keras's base layer puts into every config and attention has no use for.
-BASE_LAYER_KEYS = frozenset(
-    {"trainable", "autocast", "batch_input_shape", "batch_shape", "input_dtype", "dynamic"}
-)
-
 
 class _AttentionLayer:
-    """What both layers share; `_config.layer` says which one it is."""
+    """What both layers share."""
 
-    _config: LayerConfig
+    #: Which of Keras's layers it is; subclasses inherit it.
+    layer_class: ClassVar[LayerClass]
 
     def __init__(self, config: LayerConfig) -> None:
         self._config = config
         self._weights: dict[str, Array] = {}
-        self._sessions: dict[tuple[bool, str], AttentionSession] = {}
+        self._sessions: dict[tuple[LayerConfig, ExportOptions], AttentionSession] = {}
         #: Export options that `to_onnx` and `export` take where a call does not say otherwise.
         self.export_defaults: dict[str, Any] = {}
 
@@ -91,9 +90,7 @@ class _AttentionLayer:
 
     def get_config(self) -> dict[str, Any]:
         """The arguments that make this layer again, as Keras's `get_config`."""
-        config = dict(vars(self._config))
-        del config["layer"]
-        return config
+        return config_arguments(self._config)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -101,10 +98,7 @@ class _AttentionLayer:
 
         Raises InputError for an argument this layer does not know.
         """
-        arguments = {key: value for key, value in config.items() if key not in BASE_LAYER_KEYS}
-        arguments["dtype"] = _dtype_name(arguments.get("dtype", "float32"))
-        if arguments.get("seed", 0) is not None and "seed" in arguments:
-            arguments["seed"] = _seed_number(arguments["seed"])
+        arguments = layer_arguments(cls.layer_class, config)
         try:
             return cls(**arguments)
         except TypeError as error:
@@ -172,16 +166,16 @@ class _AttentionLayer:
         return output
 
     def _session(self, config: LayerConfig, options: ExportOptions) -> AttentionSession:
-        which = (config.causal, repr(options))
+        which = (config, options)
         if which not in self._sessions:
-            model = make_model(config, options, self._weights)
+            model = make_model(LayerFile(config, options, self._weights))
             self._sessions[which] = AttentionSession(model.SerializeToString(), device="cpu")
         return self._sessions[which]
 
     def _build_for(self, query: Array) -> None:
         """Create weights whose shape waits for the first query."""
 
-    def to_onnx(self, **options: Any) -> onnx.ModelProto:
+    def to_onnx(self, **options: Unpack[ExportArguments]) -> onnx.ModelProto:
         """The layer as an ONNX model.
 
         Args:
@@ -197,6 +191,8 @@ class _AttentionLayer:
             opset: 17 to 21; 17 loads in ONNX Runtime 1.12 and later.
             dims: sizes to fix by dim name, like {"batch": 1, "dim": 64}.
 
+        What is left out takes its value of `export_defaults`, else that of `ExportOptions`.
+
         Raises:
             InputError: an unknown option, a value it cannot take, or two that contradict.
         """
@@ -207,9 +203,9 @@ class _AttentionLayer:
                 f"{', '.join(missing)} does not exist yet: call build(dim) or set_weights, or call "
                 "the layer once"
             )
-        return make_model(self._config, with_options(known, options), self._weights)
+        return make_model(LayerFile(self._config, with_options(known, options), self._weights))
 
-    def export(self, path: str | os.PathLike[str], **options: Any) -> Path:
+    def export(self, path: str | os.PathLike[str], **options: Unpack[ExportArguments]) -> Path:
         """Write the layer to `path` as an ONNX file, whole or not at all; returns the path.
 
         Takes the options of `to_onnx`. Same layer and options, same bytes.
@@ -225,18 +221,17 @@ class _AttentionLayer:
         """The layer that was exported to `path`; its plain `export` writes the same bytes again.
 
         Raises:
-            ModelError: no file, not an ONNX file, not written by onnx_attn, or newer.
+            ModelError: no file, not an ONNX file, not written by onnx_attn, newer, or changed by
+                another tool since its export.
             InputError: the file holds the other layer.
         """
-        saved: SavedLayer = read_model(path)
-        if saved.config.layer != cls.__name__:
+        saved = read_model(path)
+        if saved.config.layer != cls.layer_class:
             raise InputError(
                 f"{os.fspath(path)} holds {saved.config.layer}: use {saved.config.layer}.load"
             )
-        arguments = dict(vars(saved.config))
-        del arguments["layer"]
-        layer = cls.from_config(arguments)
-        layer._weights = saved.weights
+        layer = cls.from_config(config_arguments(saved.config))
+        layer._weights = dict(saved.weights)
         layer.export_defaults = dict(vars(saved.options))
         return layer
 
@@ -265,6 +260,8 @@ class Attention(_AttentionLayer):
         InputError: a value Keras would not take.
     """
 
+    layer_class = "Attention"
+
     def __init__(
         self,
         use_scale: bool = False,
@@ -277,14 +274,14 @@ class Attention(_AttentionLayer):
     ) -> None:
         super().__init__(
             LayerConfig(
-                "Attention",
-                use_scale,
-                cast("Any", score_mode),
-                causal,
-                dropout,
-                seed,
-                _dtype_name(dtype),
-                name,
+                layer=self.layer_class,
+                use_scale=use_scale,
+                score_mode=cast("Any", score_mode),
+                causal=causal,
+                dropout=dropout,
+                seed=seed,
+                dtype=dtype_name(dtype),
+                name=name,
             )
         )
         weight = numpy_dtype(self._config.floats.weight)
@@ -300,6 +297,8 @@ class AdditiveAttention(_AttentionLayer):
     Args and errors as for `Attention`.
     """
 
+    layer_class = "AdditiveAttention"
+
     def __init__(
         self,
         use_scale: bool = True,
@@ -311,28 +310,15 @@ class AdditiveAttention(_AttentionLayer):
     ) -> None:
         super().__init__(
             LayerConfig(
-                "AdditiveAttention",
-                use_scale,
-                "dot",
-                causal,
-                dropout,
-                seed,
-                _dtype_name(dtype),
-                name,
+                layer=self.layer_class,
+                use_scale=use_scale,
+                causal=causal,
+                dropout=dropout,
+                seed=seed,
+                dtype=dtype_name(dtype),
+                name=name,
             )
         )
-
-    def get_config(self) -> dict[str, Any]:
-        """The arguments that make this layer again, as Keras's `get_config`."""
-        config = super().get_config()
-        del config["score_mode"]
-        return config
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """A layer from `get_config` of this package or of any Keras."""
-        # Keras 3 inherits score_mode from Attention's config and has no use for it here.
-        return super().from_config({k: v for k, v in config.items() if k != "score_mode"})
 
     def build(self, dim: int) -> None:
         """Create `scale` for queries whose last axis is `dim`, unless it exists.
@@ -359,32 +345,3 @@ class AdditiveAttention(_AttentionLayer):
     def _build_for(self, query: Array) -> None:
         if self._config.use_scale and query.shape[-1]:
             self.build(query.shape[-1])
-
-
-def _dtype_name(dtype: Any) -> str:
-    """A dtype's name from a name, a NumPy dtype, or a Keras policy or its config."""
-    if dtype is None:
-        return "float32"
-    if isinstance(dtype, Mapping):
-        inner = cast("Mapping[str, Any]", dtype).get("config")
-        name = cast("Mapping[str, Any]", inner).get("name") if isinstance(inner, Mapping) else None
-        if not isinstance(name, str):
-            raise InputError(f"dtype must be one of {', '.join(DTYPES)}; received {dtype!r}")
-        return name
-    if isinstance(dtype, str):
-        return dtype
-    name = getattr(dtype, "name", None)
-    if isinstance(name, str) and name in DTYPES:
-        return name
-    try:
-        return np.dtype(dtype).name
-    except TypeError as error:
-        raise InputError(f"dtype must be one of {', '.join(DTYPES)}; received {dtype!r}") from error
-
-
-def _seed_number(seed: Any) -> int | None:
-    """Keras 3 may save its seed generator's config in place of the number."""
-    if isinstance(seed, Mapping):
-        inner = cast("Mapping[str, Any]", seed).get("config")
-        return cast("Mapping[str, Any]", inner).get("seed") if isinstance(inner, Mapping) else None
-    return seed

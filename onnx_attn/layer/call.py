@@ -7,8 +7,8 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from ..arrays import Array, to_array
 from ..errors import InputError
-from ..session.feeds import Array, to_array
 
 
 class Call(NamedTuple):

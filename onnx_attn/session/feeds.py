@@ -10,17 +10,14 @@ NumPy would drop without a word. Python scalars are taken where the file wants a
 
 from __future__ import annotations
 
-import reprlib
-import sys
 from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
 
+from ..arrays import Array, not_numbers_fix, shown, to_array
 from ..configuration import TensorSpec, numpy_dtype
 from ..errors import InputError
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 MASK_OF = {"query_mask": ("query", "Tq"), "value_mask": ("value", "Tv")}
 
@@ -45,19 +42,6 @@ def as_array(spec: TensorSpec, value: object) -> Array:
     return array
 
 
-def to_array(name: str, expected: str, value: object) -> Array:
-    """`value` as the ndarray NumPy makes of it; `expected` opens the message where it makes none.
-
-    Raises InputError for masked arrays and for what NumPy cannot read.
-    """
-    if _is_masked_array(value):
-        raise InputError(f"{expected}; received a masked array. {_masked_array_fix(name)}")
-    try:
-        return np.asarray(value)
-    except Exception as error:  # __array__ of any class may raise anything
-        raise InputError(f"{expected}; received {shown(value)}, which is no array") from error
-
-
 def _from_scalar(spec: TensorSpec, value: object, dtype: np.dtype[Any]) -> Array:
     if (spec.dtype == "bool") != isinstance(value, bool):
         fix = "Give True or False" if spec.dtype == "bool" else "Give a number"
@@ -72,21 +56,6 @@ def _from_scalar(spec: TensorSpec, value: object, dtype: np.dtype[Any]) -> Array
     return array
 
 
-def _is_masked_array(value: object) -> bool:
-    # numpy.ma costs some ms to import: without it there is no masked array.
-    masked = sys.modules.get("numpy.ma")
-    return masked is not None and isinstance(value, masked.MaskedArray)
-
-
-def _masked_array_fix(name: str) -> str:
-    if name in ("query", "value", "key"):
-        mask = "query_mask" if name == "query" else "value_mask"
-        return (
-            f"Give {name}.filled(0), and say what is masked by {mask}, True where a position counts"
-        )
-    return f"Give {name}.filled()"
-
-
 def _contiguous(spec: TensorSpec, array: Array) -> Array:
     try:
         return np.ascontiguousarray(array)
@@ -95,14 +64,6 @@ def _contiguous(spec: TensorSpec, array: Array) -> Array:
             f"{_expected(spec)}; received {_received(array)} with strides {list(array.strides)}, "
             "and a contiguous copy does not fit into memory"
         ) from error
-
-
-def shown(value: object) -> str:
-    """A short text for any object, whatever its repr does."""
-    plain = (str, bytes, int, float, complex, list, tuple, type(None))
-    if isinstance(value, plain):
-        return reprlib.repr(cast("object", value))
-    return f"an object of type {type(value).__name__}"
 
 
 def _expected(spec: TensorSpec) -> str:
@@ -116,7 +77,7 @@ def _received(array: Array) -> str:
 def _dtype_fix(spec: TensorSpec, array: Array, value: object) -> str:
     name = array.dtype.name
     if array.dtype.kind not in "biuf" and name != "bfloat16":
-        return "Give an array of numbers"
+        return not_numbers_fix(spec.name, spec.dtype, value)
     wanted = {"bfloat16": "ml_dtypes.bfloat16", "bool": "np.bool_"}.get(
         spec.dtype, f"np.{spec.dtype}"
     )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import onnxruntime
 
-from ..configuration import TensorSpec
+from ..arrays import shown
+from ..configuration import Contract
 from ..device.threads import available_threads
 from ..errors import InputError, ModelError, OnnxAttnError
-from .feeds import shown
+from ..file.description import Found, as_found, changed
 
 MOST_THREADS = 1024
 FATAL = 4  # ONNX Runtime's log levels: below it, what it logs is also in what it raises
@@ -48,19 +49,27 @@ def session_options(threads: int, spin: bool) -> onnxruntime.SessionOptions:
 
 
 def open_file(
-    source: str | bytes,
+    data: bytes,
     where: str,
     options: onnxruntime.SessionOptions,
     providers: list[Any],
+    as_exported: Callable[[], bool | None],
 ) -> onnxruntime.InferenceSession:
-    """A session on a path or on bytes. Raises ModelError, which calls the file `where`."""
+    """A session on the bytes of a file. Raises ModelError, which calls the file `where`.
+
+    `as_exported` tells, where it is asked, whether the graph is still the one that was exported.
+    """
     try:
         # No fallback: it would print, and change the device behind the user's back.
-        return onnxruntime.InferenceSession(source, options, providers=providers, enable_fallback=0)
+        return onnxruntime.InferenceSession(data, options, providers=providers, enable_fallback=0)
     except Exception as error:  # UnicodeDecodeError and others come out of broken files
+        reason = {
+            True: "It is as exported: does it need a newer runtime?",
+            False: "Its graph is not as exported: another tool changed it, or it is damaged.",
+            None: "Was it damaged or changed by another tool, or does it need a newer runtime?",
+        }[as_exported()]
         raise ModelError(
-            f"{where} cannot be loaded by ONNX Runtime: it is cut short or damaged, or needs a "
-            f"newer runtime than onnxruntime {onnxruntime.__version__}. "
+            f"{where} cannot be loaded by ONNX Runtime {onnxruntime.__version__}. {reason} "
             f"ONNX Runtime says: {_one_line(error)}"
         ) from error
 
@@ -84,33 +93,26 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def check_graph(
-    session: onnxruntime.InferenceSession,
-    inputs: Mapping[str, TensorSpec],
-    outputs: Mapping[str, TensorSpec],
-    where: str,
-) -> None:
-    """Raise ModelError unless the graph has the names and types that the metadata promises."""
+def check_graph(session: onnxruntime.InferenceSession, promised: Contract, where: str) -> Contract:
+    """The tensors the metadata promises, with the sizes that a tool has fixed in the graph since.
+
+    Raises ModelError, by name, for tensors that the graph has not, or of another type or shape.
+    """
     try:
-        found = _types(session.get_inputs())
-        optional = _types(session.get_overridable_initializers())
-        results = _types(session.get_outputs())
+        takes = _found(session.get_inputs(), True)
+        takes |= _found(session.get_overridable_initializers(), False)
+        gives = _found(session.get_outputs(), True)
     except Exception as error:  # names that are no text
         raise ModelError(f"{where} is damaged: its names cannot be read") from error
-    required = [(name, spec.dtype) for name, spec in inputs.items() if not spec.optional]
-    overridable = {(name, spec.dtype) for name, spec in inputs.items() if spec.optional}
-    promised = [(name, spec.dtype) for name, spec in outputs.items()]
-    if found != required or not overridable <= set(optional) or results != promised:
-        raise ModelError(
-            f"{where} is damaged: its metadata promises inputs {_listed(required)} "
-            f"{_listed(sorted(overridable))} and outputs {_listed(promised)}; its graph has "
-            f"{_listed(found)} {_listed(optional)} and {_listed(results)}"
-        )
+    inputs, differences = as_found(promised.inputs, takes, "input")
+    outputs, others = as_found(promised.outputs, gives, "output")
+    if differences or others:
+        raise ModelError(changed(where, differences + others, takes))
+    return Contract(inputs, outputs)
 
 
-def _types(entries: Iterable[onnxruntime.NodeArg]) -> list[tuple[str, str]]:
-    return [(entry.name, ORT_TYPES.get(entry.type, entry.type)) for entry in entries]
-
-
-def _listed(entries: Iterable[tuple[str, str]]) -> str:
-    return "[" + ", ".join(f"{name} {dtype}" for name, dtype in entries) + "]"
+def _found(entries: list[onnxruntime.NodeArg], required: bool) -> dict[str, Found]:
+    return {
+        entry.name: Found(ORT_TYPES.get(entry.type, entry.type), tuple(entry.shape), required)
+        for entry in entries
+    }

@@ -12,12 +12,14 @@ from typing import Any, Self, cast
 import numpy as np
 import onnxruntime
 
-from ..configuration import Metadata, TensorSpec, contract, numpy_dtype, read_metadata
+from ..arrays import Array, shown
+from ..configuration import TensorSpec, numpy_dtype
 from ..device.start import Device, device_of, require_runtime, start
 from ..errors import InputError, OnnxAttnError
 from ..file.disk import as_path, read_file
-from ..file.protobuf import check_external_files, external_files, metadata_of, weight_shape
-from .feeds import Array, as_array, as_mapping, check_shapes, known_names, shown
+from ..file.metadata import DIGEST_KEY, read_metadata
+from ..file.protobuf import graph_digest, metadata_of, refuse_external_files, weight_shape
+from .feeds import as_array, as_mapping, check_shapes, known_names
 from .runtime import (
     ORT_TYPES,
     check_graph,
@@ -29,7 +31,8 @@ from .runtime import (
 
 # Validated shapes remembered per session: enough for bucketed lengths, bounded for random ones.
 REMEMBERED_SHAPES = 1024
-ONNX_TYPES = {"bool": 9, "float16": 10, "bfloat16": 16, "float32": 1, "float64": 11}
+EXPORT_IT = "Write it with Attention(...).export(path)"
+BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 
 
 class AttentionSession:
@@ -55,8 +58,9 @@ class AttentionSession:
             for instead of by powers of two.
 
     Raises:
-        ModelError: the file is missing, broken, not ours, newer than this package, or points at
-            files outside its folder.
+        ModelError: the file is missing, broken, not ours, newer than this package, keeps data in
+            other files, or has other tensors than its metadata promises. A file that a tool has
+            changed runs as long as its inputs and outputs are those; sizes may be fixed since.
         DeviceError: the device is not there; says what is missing.
         InputError: an argument is no possible value.
     """
@@ -84,18 +88,20 @@ class AttentionSession:
                     f"model: expected the path of a file or its bytes; received {shown(model)}"
                 ) from error
         where = "the model" if isinstance(model, bytes) else model
-        data = model if isinstance(model, bytes) else read_file(model)
-        metadata = read_metadata(metadata_of(data, where), where)
-        outside = external_files(data, where)
-        check_external_files(outside, None if isinstance(model, bytes) else as_path(model), where)
-        # The bytes just checked, unless the runtime has to find other files beside the path.
-        source = cast("str", model) if outside else data
+        data = model if isinstance(model, bytes) else read_file(model, EXPORT_IT)
+        properties = metadata_of(data, where)
+        self._file = read_metadata(properties, where)
+        refuse_external_files(data, where)
         options = session_options(thread_count(threads), spin)
+
+        def as_exported() -> bool | None:
+            written = properties.get(DIGEST_KEY)
+            return None if written is None else written == graph_digest(data, where)
+
         self._session = start(
-            lambda providers: open_file(source, where, options, providers), wanted
+            lambda providers: open_file(data, where, options, providers, as_exported), wanted
         )
-        specs = contract(metadata.config, metadata.options)
-        check_graph(self._session, specs.inputs, specs.outputs, where)
+        specs = check_graph(self._session, self._file.contract, where)
         #: Where the file runs, read back from the runtime: "cpu", "cuda:0", ...
         self.device: str = device_of(self._session, wanted.number)
         #: Inputs and outputs by name, in the file's order.
@@ -109,26 +115,29 @@ class AttentionSession:
             "use_tf32": use_tf32,
             "memory_limit": memory_limit,
         }
-        self._metadata = metadata
         self._dtypes = {name: numpy_dtype(spec.dtype) for name, spec in specs.inputs.items()}
-        self._defaults = _defaults(metadata, specs.inputs)
+        self._defaults = {
+            name: spec.default
+            for name, spec in specs.inputs.items()
+            if spec.default is not None and not spec.optional
+        }
         scale = weight_shape(data, "scale", where)
         # AdditiveAttention's scale is a vector: a file that holds it fits one dim.
         self._fixed_dim = scale[0] if scale else None
         self._seen: set[tuple[tuple[int, ...] | None, ...]] = set()
         self._output_names = list(specs.outputs)
         # bfloat16 reaches ONNX Runtime only as bits under a stated type.
-        self._bound = metadata.config.floats.tensor == "bfloat16"
+        self._bfloat16 = self._file.config.floats.tensor == "bfloat16"
 
     @property
     def config(self) -> dict[str, Any]:
         """The layer's configuration: its class under "layer", then Keras's arguments."""
-        return dict(vars(self._metadata.config))
+        return dict(vars(self._file.config))
 
     @property
     def export_options(self) -> dict[str, Any]:
         """The options the file was exported with."""
-        return dict(vars(self._metadata.options))
+        return dict(vars(self._file.options))
 
     @property
     def ort_session(self) -> onnxruntime.InferenceSession:
@@ -173,6 +182,7 @@ class AttentionSession:
         query_mask: object = None,
         value_mask: object = None,
         scale: object = None,
+        concat_score_weight: object = None,
         training: object = None,
     ) -> Array | tuple[Array, ...]:
         """Run the file by Keras's words.
@@ -183,7 +193,9 @@ class AttentionSession:
             key: float[batch, Tv, dim]; None takes `value`.
             query_mask: bool[batch or 1, Tq or 1]; None means all True.
             value_mask: bool[batch or 1, Tv or 1]; None means all True.
-            scale: scalar, if the file takes it as an input; None takes the trained one.
+            scale: scalar (AdditiveAttention: [dim]), if the file takes it as an input; None takes
+                the trained one.
+            concat_score_weight: scalar, as `scale`.
             training: bool, if the file takes it; None means False.
 
         Returns:
@@ -200,6 +212,7 @@ class AttentionSession:
             ("query_mask", query_mask),
             ("value_mask", value_mask),
             ("scale", scale),
+            ("concat_score_weight", concat_score_weight),
             ("training", training),
         ):
             if given is not None:
@@ -232,13 +245,11 @@ class AttentionSession:
             InputError: a name is unknown or missing, or a tensor does not fit.
             OnnxAttnError: the runtime failed (memory above all), or the session is closed.
         """
-        session = self._session
-        if session is None:
-            session = self.ort_session  # says that it is closed
-        arrays, bound = self._feeds(as_mapping(feeds))
+        session = self._session or self.ort_session  # which says that it is closed
+        arrays, needs_binding = self._feeds(as_mapping(feeds))
         names = self._output_names if outputs is None else self._wanted(outputs)
         try:
-            if bound or ort_values or self._bound:
+            if needs_binding or ort_values:
                 results = self._run_bound(session, names, arrays, ort_values)
             else:
                 results = session.run(names, arrays)
@@ -247,10 +258,10 @@ class AttentionSession:
         return dict(zip(names, results, strict=True))
 
     def _feeds(self, feeds: Mapping[str, object]) -> tuple[dict[str, Any], bool]:
-        """The tensors of every input, and whether one of them is an OrtValue."""
+        """The tensors of every input, and whether they need IOBinding to come in."""
         arrays: dict[str, Any] = {}
         shapes: list[tuple[int, ...] | None] = []
-        found, bound = 0, False
+        found, needs_binding = 0, self._bfloat16
         for name, dtype in self._dtypes.items():
             given: Any = feeds.get(name)
             if given is None:
@@ -265,16 +276,17 @@ class AttentionSession:
                     continue
                 else:
                     known_names(feeds, self.inputs, "input")
+                    others = ", ".join(n for n in feeds if feeds[n] is not None) or "nothing"
+                    missing = "is None" if name in feeds else "is missing"
                     raise InputError(
-                        f"{name} is missing: expected {self.inputs[name]}; given: "
-                        f"{', '.join(feeds) or 'nothing'}"
+                        f"{name} {missing}: expected {self.inputs[name]}; given: {others}"
                     )
                 found += name in feeds
             else:
                 found += 1
                 if isinstance(given, onnxruntime.OrtValue):
                     shape = _shape_of_ort_value(self.inputs[name], given)
-                    bound = True
+                    needs_binding = True
                 else:
                     # dtype objects of NumPy's own types are single: `is` is the cheap test.
                     if not (
@@ -299,7 +311,7 @@ class AttentionSession:
             if len(self._seen) >= REMEMBERED_SHAPES:
                 self._seen.clear()
             self._seen.add(signature)
-        return arrays, bound
+        return arrays, needs_binding
 
     def _wanted(self, outputs: object) -> list[str]:
         if isinstance(outputs, str):
@@ -333,7 +345,7 @@ class AttentionSession:
         for name, value in values.items():
             binding.bind_ortvalue_input(name, value)
         kind, _, index = self.device.partition(":")
-        if not ort_values and not self._bound:
+        if not ort_values and not self._bfloat16:
             for name in names:
                 binding.bind_output(name)
             session.run_with_iobinding(binding)
@@ -347,7 +359,7 @@ class AttentionSession:
         sizes: dict[str | int, int] = {}
         for name, value in values.items():
             sizes.update(zip(self.inputs[name].dims, value.shape(), strict=True))
-        if "key" not in self.inputs:
+        if "key" not in self.inputs and "dim" in sizes:
             sizes["value_dim"] = sizes["dim"]
         results: list[Array] = []
         for name in names:
@@ -364,7 +376,7 @@ def _ort_value(given: Any, spec: TensorSpec) -> onnxruntime.OrtValue:
         return given
     if spec.dtype == "bfloat16":
         return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(
-            given.view(np.uint16), ONNX_TYPES["bfloat16"]
+            given.view(np.uint16), BFLOAT16
         )
     return onnxruntime.OrtValue.ortvalue_from_numpy(given)
 
@@ -378,20 +390,3 @@ def _shape_of_ort_value(spec: TensorSpec, value: onnxruntime.OrtValue) -> tuple[
             f"received an OrtValue of {received}. Make it from an array of {spec.dtype}"
         )
     return tuple(value.shape())
-
-
-def _defaults(metadata: Metadata, inputs: Mapping[str, TensorSpec]) -> dict[str, Array]:
-    """Values for the required inputs a caller may leave out."""
-    defaults: dict[str, Array] = {}
-    for name, spec in inputs.items():
-        if spec.optional:
-            continue
-        if name in metadata.weights:
-            defaults[name] = metadata.weights[name]
-        elif name == "training":
-            defaults[name] = np.array(False)
-        elif name in ("query_mask", "value_mask"):
-            defaults[name] = np.ones(
-                [dim if isinstance(dim, int) else 1 for dim in spec.dims], np.bool_
-            )
-    return defaults

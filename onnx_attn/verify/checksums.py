@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import ModelError
+from ..file.disk import read_file
 
 CHECKSUMS = "SHA256SUMS"
 
@@ -15,7 +16,7 @@ CHECKSUMS = "SHA256SUMS"
 def checksum_lines(folder: Path, paths: Iterable[Path]) -> str:
     """The checksums of `paths`, as `sha256sum --check` reads them from within `folder`."""
     return "".join(
-        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder).as_posix()}\n"
+        f"{hashlib.sha256(read_file(path)).hexdigest()}  {path.relative_to(folder).as_posix()}\n"
         for path in paths
     )
 
@@ -45,7 +46,7 @@ def check_checksums(folder: Path) -> None:
                 raise ModelError(f"{path} is missing: {sums} lists it")
             if path not in known:
                 raise ModelError(f"{path} is not listed in {sums}")
-            if hashlib.sha256(path.read_bytes()).hexdigest() != listed[path]:
+            if hashlib.sha256(read_file(path)).hexdigest() != listed[path]:
                 raise ModelError(
                     f"{path} is not the file that {sums} lists: it was changed or damaged"
                 )
@@ -53,7 +54,7 @@ def check_checksums(folder: Path) -> None:
 
 def _listed(sums: Path) -> dict[Path, str]:
     listed: dict[Path, str] = {}
-    for number, line in enumerate(sums.read_text(errors="replace").splitlines(), 1):
+    for number, line in enumerate(read_file(sums).decode(errors="replace").splitlines(), 1):
         match = re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line)
         if match is None:
             raise ModelError(f"{sums} is damaged: line {number} is not 'hash path'")

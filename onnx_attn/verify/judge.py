@@ -10,8 +10,9 @@ from typing import Literal
 
 import numpy as np
 
+from ..arrays import Array
 from .runtimes.runtime import Answer, Feed, ModelFacts, Outputs, Task
-from .vectors import Array, Tolerance, VectorSet
+from .vectors import Tolerance, VectorSet
 
 Status = Literal["pass", "miss", "failed", "limit", "missing"]
 

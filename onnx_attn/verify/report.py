@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_lowercase
 
+from ..markdown import markdown_table
 from ..version import __version__
 from .judge import Cell
 from .run import Verification
@@ -69,14 +69,6 @@ def results_markdown(result: Verification) -> str:
     rows = [[f"[{row[0]}]({row[0]}/)", *row[1:]] for row in table.rows]
     body = markdown_table([*head, table.head[-1]], rows)
     return "\n".join([body, "", *(f"{note}  " for note in table.notes)]).rstrip()
-
-
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; texts may hold no line breaks."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(
-        f"| {' | '.join(text.replace('|', chr(92) + '|') for text in line)} |" for line in lines
-    )
 
 
 VERSIONS_HEAD = ["onnx_attn", "opset", "IR", "oldest ONNX Runtime", "tested with"]

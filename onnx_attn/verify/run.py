@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx
-
-from ..configuration import contract
 from ..errors import ModelError
-from ..file.export import read_model
+from ..file.export import find_model
+from ..file.inspection import operators, opset_of
 from .checksums import check_checksums, check_complete
 from .judge import Cell, Model, judge
 from .runtimes.runtime import Answer, ModelFacts, Runtime, RuntimeMissingError
@@ -75,8 +73,8 @@ def load_model(path: Path) -> Model:
     missing, damaged or do not fit it.
     """
     check_checksums(path.parent)
-    config, options, _ = read_model(path)
-    specs = contract(config, options)
+    found = find_model(path)
+    specs = found.said.contract
     sets = read_sets(path.parent)
     for vectors in sets:
         for kind, arrays, wanted in (
@@ -88,19 +86,9 @@ def load_model(path: Path) -> Model:
                     f"{vectors.path}: expected {kind}s {', '.join(wanted)} in this order; "
                     f"found {', '.join(arrays)}"
                 )
-    proto = onnx.load_model(path, load_external_data=False)
-    opsets = (entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
-    facts = ModelFacts(config, specs, frozenset(_operators(proto.graph)))
+    facts = ModelFacts(found.said, frozenset(operators(found.proto.graph)))
     tolerance = read_tolerance(path.parent)
-    return Model(path, facts, tolerance, sets, next(opsets, 0), proto.ir_version)
-
-
-def _operators(graph: onnx.GraphProto) -> Iterator[str]:
-    for node in graph.node:
-        yield node.op_type
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _operators(attribute.g)
+    return Model(path, facts, tolerance, sets, opset_of(found.proto), found.proto.ir_version)
 
 
 def verify(

@@ -12,16 +12,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
-import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
+from ..arrays import Array
 from ..errors import ModelError
+from ..file.disk import read_file
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Kind = Literal["input", "output"]
 
 MODEL = "model.onnx"
@@ -94,12 +94,12 @@ def read_tolerance(folder: Path) -> Tolerance:
     """
     data_path, config_path = folder / "data.json", folder / "config.txt"
     try:
-        data = json.loads(_read(data_path))
+        data = json.loads(read_file(data_path))
         from_data = Tolerance(float(data["rtol"]), float(data["atol"]))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(f"{data_path} is damaged: expected JSON with rtol and atol") from error
     try:
-        lines = _read(config_path).decode().splitlines()
+        lines = read_file(config_path).decode().splitlines()
         values = {
             key.strip(): text.strip() for key, _, text in (line.partition(":") for line in lines)
         }
@@ -152,7 +152,7 @@ def _read_tensors(folder: Path, kind: Kind) -> dict[str, Array]:
     arrays: dict[str, Array] = {}
     for name in expected:
         path = folder / name
-        tensor, array = parse_tensor(_read(path), path)
+        tensor, array = parse_tensor(read_file(path), path)
         if tensor in arrays:
             raise ModelError(f"{path}: {tensor} is there already, in a file before it")
         arrays[tensor] = array
@@ -176,10 +176,3 @@ def parse_tensor(data: bytes, path: Path) -> tuple[str, Array]:
         return tensor.name, cast("Array", numpy_helper.to_array(tensor))
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(f"{path} is damaged: {error}") from error
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error

@@ -18,8 +18,9 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from ...arrays import Array
 from ..candidates import CannotError, Prepared, find
-from ..cells import Array, Cell, Errors, inputs, largest_errors
+from ..cells import Cell, Errors, inputs, largest_errors
 from . import probes
 
 # Runs that are timed together, so that reading the clock stays under a thousandth of the time.

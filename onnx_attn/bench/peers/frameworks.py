@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ...arrays import Array
 from ..candidates import CannotError, Prepared, our_model
-from ..cells import Array, Cell
+from ..cells import Cell
 from .onnx_graphs import OUTPUTS, keras_model
 
 

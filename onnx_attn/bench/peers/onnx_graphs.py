@@ -11,8 +11,9 @@ from onnx import TensorProto
 from onnx import helper as make
 from onnx.numpy_helper import from_array
 
+from ...arrays import Array
 from ..candidates import CannotError, Prepared
-from ..cells import Array, Cell
+from ..cells import Cell
 
 FLOAT, BOOL = TensorProto.FLOAT, TensorProto.BOOL
 OUTPUTS = ("output", "attention_scores")

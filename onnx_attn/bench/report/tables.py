@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from ...markdown import markdown_table
 from .goals import import_ratio, session_adds
 from .stats import Results
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table, its first column left, the others right."""
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *rows))
+    return markdown_table(header, rows, numbers=True)
 
 
 def duration(microseconds: float) -> str:

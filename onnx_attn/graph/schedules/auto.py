@@ -5,124 +5,134 @@ All arithmetic is inside the branches: what passes through an If from outside is
 
 from __future__ import annotations
 
-from ..steps import Steps, branches
-from .dense import masked_dense, nothing_is_hidden, small_dense
-from .parts import causal_halves, causal_parts
-from .thresholds import (
+from collections.abc import Callable
+
+from .. import sizes
+from ..builder import Form, OpBuilder, Results
+from ..sizes import Size
+from ..steps import Steps
+from .choice import (
+    asked_at_run_time,
     batch_is_small,
+    enough_is_shown,
     four_parts_suit,
     halves_suit,
-    key_length,
     long_four_suit,
-    masked_parts_suit,
-    nothing_to_attend,
+    nothing_is_hidden,
     pairs_of_dense,
     parts_suit,
     query_is_small,
-    query_length,
+    something_is_empty,
 )
+from .dense import dense_masked, small_dense
+from .parts import causal_halves, long_parts, short_parts
 from .tiled import walk
 
+LongPlain = Callable[[OpBuilder, Steps], Results]
 
-def auto(op, steps: Steps, scores_wanted: bool, long_plain=None):
+
+def auto(op: OpBuilder, steps: Steps, long_plain: LongPlain | None = None) -> Results:
     """The output and, where wanted, the weights: [batch, Tq, value_dim], [batch, Tq, Tv].
 
-    `long_plain(op, steps)`, where given, stands in for blocks where no key is hidden.
+    `long_plain`, where given, stands in for blocks where no key is hidden.
     """
 
-    def small(op):
-        return small_dense(op, steps, scores_wanted)
-
-    def large(op):
-        masks = [
-            mask
-            for mask in (steps.tensors.query_mask, steps.tensors.value_mask)
-            if mask is not None
-        ]
-        if not masks:
-            return by_length(op, steps, scores_wanted, long_plain)
-        return branches(
+    def large(op: OpBuilder) -> Results:
+        if not steps.masks:
+            return by_length(op, steps, long_plain)
+        return steps.branches(
             op,
-            steps,
-            nothing_is_hidden(op, *masks),
-            {
-                "unmasked": lambda op: by_length(op, steps.unmasked(), scores_wanted, long_plain),
-                "masked": lambda op: by_length(op, steps, scores_wanted, long_plain),
-            },
-            scores_wanted,
+            nothing_is_hidden(op, steps, *steps.masks),
+            then=("unmasked", lambda op: by_length(op, steps.unmasked(), long_plain)),
+            otherwise=("masked", lambda op: by_length(op, steps, long_plain)),
         )
 
-    return branches(
-        op, steps, query_is_small(op, steps), {"small": small, "large": large}, scores_wanted
+    return steps.branches(
+        op,
+        query_is_small(op, steps),
+        then=("small", lambda op: small_dense(op, steps)),
+        otherwise=("large", large),
     )
 
 
-def by_length(op, steps, scores_wanted, long_plain=None):
+def by_length(op: OpBuilder, steps: Steps, long_plain: LongPlain | None) -> Results:
     """Dense, in causal parts, by `long_plain` or in blocks: by the lengths of query and key."""
-    fused = long_plain is not None
-    plain = not steps.config.causal and steps.tensors.value_mask is None
-    lengths = query_length(op, steps), key_length(op, steps)
-    pairs = op.Mul(*lengths, _outputs=["pairs"])
-
-    def short(op):
-        return masked_dense(op, steps, scores_wanted)
-
-    def in_rows(op):
-        if plain and fused:
-            return long_plain(op, steps)
-        return walk(op, steps, scores_wanted)
-
-    def long(op):
-        if plain:
-            forms = {"at_once": short, "in_rows": in_rows}
-            return branches(
-                op, steps, batch_is_small(op, steps, pairs, fused), forms, scores_wanted
-            )
-        if not steps.has_dot_scores or scores_wanted or not steps.config.causal:
-            return in_rows(op)
-        batch = op.Shape(steps.tensors.query, start=0, end=1, _outputs=["batch_size"])
-        scores = op.Mul(batch, pairs, _outputs=["scores_of_batch"])
-        if steps.tensors.value_mask is not None:
-            forms = {"in_four": lambda op: in_four(op, steps), "in_rows": in_rows}
-            suit = masked_parts_suit(op, steps, lengths, scores)
-            return branches(op, steps, suit, forms, False)
-        return by_parts(op, steps, lengths, scores, in_rows)
-
-    if scores_wanted and plain:
+    if steps.scores_wanted and steps.plain:
         # The score matrix is made anyway, and no part of it can be left out.
-        return short(op)
-    limit = pairs_of_dense(steps, plain, fused, scores_wanted)
-    few = op.Less(pairs, [limit], _outputs=["few_pairs"])
-    if not plain:
-        few = op.Or(few, nothing_to_attend(op, steps), _outputs=["dense_suits"])
-    return branches(op, steps, few, {"short": short, "long": long}, scores_wanted)
+        return dense_masked(op, steps)
+    queries, keys = steps.size(op, "Tq"), steps.size(op, "Tv")
+    pairs = sizes.mul(op, queries, keys, "pairs")
+    fused = long_plain is not None
+    in_parts = steps.config.causal and steps.has_dot_scores and not steps.scores_wanted
+
+    def short(op: OpBuilder) -> Results:
+        return dense_masked(op, steps)
+
+    def in_rows(op: OpBuilder) -> Results:
+        if steps.plain and long_plain is not None:
+            return long_plain(op, steps)
+        return walk(op, steps)
+
+    def long(op: OpBuilder) -> Results:
+        if in_parts:
+            return by_parts(op, steps, in_rows)
+        if not steps.plain or fused or not steps.has_dot_scores:
+            return in_rows(op)
+        pairs = sizes.mul(op, steps.size(op, "Tq"), steps.size(op, "Tv"), "pairs")
+        small = batch_is_small(op, steps, asked_at_run_time(op, steps, pairs))
+        return steps.branches(op, small, then=("at_once", short), otherwise=("in_rows", in_rows))
+
+    leads_to_rows = not in_parts and (not steps.plain or not steps.has_dot_scores)
+    asked = asked_at_run_time(op, steps, pairs) if leads_to_rows else pairs
+    few = sizes.less(op, asked, pairs_of_dense(steps, fused), "few_pairs")
+    suits = sizes.either(op, few, something_is_empty(op, steps), name="dense_suits")
+    return steps.branches(op, suits, then=("short", short), otherwise=("long", long))
 
 
-def by_parts(op, steps, lengths, scores, in_rows):
+def by_parts(op: OpBuilder, steps: Steps, in_rows: Form) -> Results:
     """Two, four or eight causal parts, or else blocks: fewer questions where time is short."""
 
-    def not_in_halves(op):
-        forms = {"in_parts": in_parts, "in_rows": in_rows}
-        return branches(op, steps, parts_suit(op, lengths, scores), forms, False)
+    def lengths(op: OpBuilder) -> tuple[Size, Size, Size]:
+        queries, keys = steps.size(op, "Tq"), steps.size(op, "Tv")
+        pairs = sizes.mul(op, queries, keys, "pairs")
+        scores = sizes.mul(op, steps.size(op, "batch"), pairs, "scores_of_batch")
+        return queries, keys, scores
 
-    def in_parts(op):
-        forms = {
-            "in_four": lambda op: in_four(op, steps),
-            "in_longer_parts": in_longer_parts,
-        }
-        return branches(op, steps, four_parts_suit(op, lengths), forms, False)
+    def in_four(op: OpBuilder) -> Results:
+        return short_parts(op, steps, 4)
 
-    def in_longer_parts(op):
-        forms = {
-            "in_long_four": lambda op: causal_parts(op, steps, 4),
-            "in_eight": lambda op: causal_parts(op, steps, 8),
-        }
-        return branches(op, steps, long_four_suit(op, scores), forms, False)
+    def not_in_halves(op: OpBuilder) -> Results:
+        queries, keys, scores = lengths(op)
+        suit = parts_suit(op, queries, keys, asked_at_run_time(op, steps, scores))
+        return steps.branches(op, suit, then=("in_parts", in_parts), otherwise=("in_rows", in_rows))
 
-    forms = {"in_halves": lambda op: causal_halves(op, steps), "not_in_halves": not_in_halves}
-    return branches(op, steps, halves_suit(op, lengths, scores), forms, False)
+    def in_parts(op: OpBuilder) -> Results:
+        return steps.branches(
+            op,
+            four_parts_suit(op, steps.size(op, "Tq")),
+            then=("in_four", in_four),
+            otherwise=("in_longer_parts", in_longer_parts),
+        )
 
+    def in_longer_parts(op: OpBuilder) -> Results:
+        return steps.branches(
+            op,
+            long_four_suit(op, lengths(op)[2]),
+            then=("in_long_four", lambda op: long_parts(op, steps, 4)),
+            otherwise=("in_eight", lambda op: long_parts(op, steps, 8)),
+        )
 
-def in_four(op, steps):
-    """Four causal parts of short sequences."""
-    return causal_parts(op, steps, 4, bias_of_all_keys=True)
+    queries, keys, scores = lengths(op)
+    mask = steps.tensors.value_mask
+    if mask is None:
+        return steps.branches(
+            op,
+            halves_suit(op, queries, keys, scores),
+            then=("in_halves", lambda op: causal_halves(op, steps)),
+            otherwise=("not_in_halves", not_in_halves),
+        )
+    parts, four = parts_suit(op, queries, keys, scores), four_parts_suit(op, queries)
+    suit = sizes.both(op, parts, four, name="four_parts_suit")
+    if suit is not False:
+        suit = sizes.both(op, suit, enough_is_shown(op, mask), name="masked_parts_suit")
+    return steps.branches(op, suit, then=("in_four", in_four), otherwise=("in_rows", in_rows))

@@ -2,84 +2,84 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import onnx_ir as ir
+
 from .. import formulas
-from ..guards import BATCHES, batch_of_query, one_batch
-from ..steps import Steps, branches
+from ..builder import OpBuilder, Results
+from ..guards import Rule, batch_of_query, fits, one_batch, rule
+from ..steps import Steps
+from .choice import nothing_is_hidden
 
 
-def dense(op, steps: Steps, scores_wanted: bool):
+def dense(op: OpBuilder, steps: Steps) -> Results:
     """The output and, where wanted, the weights: [batch, Tq, value_dim], [batch, Tq, Tv].
 
     A value mask that hides nothing costs no pass over the scores: a small `If` looks first.
     """
-    steps = one_batch(op, steps)
+    mask = steps.tensors.value_mask
+    if mask is None:
+        return dense_masked(op, steps)
+    attended, *weights = steps.branches(
+        op,
+        nothing_is_hidden(op, steps, mask),
+        then=("unmasked", lambda op: attend_all(op, one_batch(op, steps.in_arithmetic(op)), False)),
+        otherwise=("masked", lambda op: attend_all(op, one_batch(op, steps.in_arithmetic(op)))),
+    )
+    return (finished(op, steps, attended), *weights)
+
+
+def dense_masked(op: OpBuilder, steps: Steps) -> Results:
+    """As `dense`, but a value mask is always added: no If where masks are known to hide."""
+    attended, *weights = attend_all(op, one_batch(op, steps.in_arithmetic(op)))
+    return (finished(op, steps, attended), *weights)
+
+
+def small_dense(op: OpBuilder, steps: Steps) -> Results:
+    """As `dense_masked` with fewer operators, for small scores and a query that is not empty."""
+    attended, *weights = attend_all(op, batch_of_query(op, steps.in_arithmetic(op)))
+    return (finished(op, steps, attended), *weights)
+
+
+def attend_all(op: OpBuilder, steps: Steps, with_value_mask: bool = True) -> Results:
+    """All queries on all keys, before the query mask."""
     tensors = steps.tensors
     query = steps.prepare_query(op, tensors.query)
-    future = future_bias(op, steps, query)
-
-    def unmasked(op):
-        return attend(op, steps, query, future, scores_wanted)
-
-    def masked(op):
-        return attend(op, steps, query, mask_bias(op, steps, future), scores_wanted)
-
-    if tensors.value_mask is None:
-        attended, *weights = unmasked(op)
-    else:
-        attended, *weights = branches(
-            op,
-            steps,
-            nothing_is_hidden(op, tensors.value_mask),
-            {"unmasked": unmasked, "masked": masked},
-            scores_wanted,
-        )
-    return (finished(op, steps, attended), *weights)
-
-
-def masked_dense(op, steps: Steps, scores_wanted: bool):
-    """As `dense`, but a value mask is always added: no If where masks are known to hide."""
-    return attend_masked(op, one_batch(op, steps), scores_wanted)
-
-
-def small_dense(op, steps: Steps, scores_wanted: bool):
-    """As `masked_dense` with fewer operators, for scores that need no place found beforehand."""
-    return attend_masked(op, batch_of_query(op, steps), scores_wanted)
-
-
-def attend_masked(op, steps, scores_wanted):
-    query = steps.prepare_query(op, steps.tensors.query)
     bias = future_bias(op, steps, query)
-    if steps.tensors.value_mask is not None:
+    if tensors.value_mask is not None and with_value_mask:
         bias = mask_bias(op, steps, bias)
-    attended, *weights = attend(op, steps, query, bias, scores_wanted)
-    return (finished(op, steps, attended), *weights)
+    elif tensors.value_mask is not None:
+        steps = steps.unmasked()
+    return steps.attend(op, query, tensors.key, tensors.value, bias)
 
 
-def attend(op, steps, query, bias, scores_wanted):
-    attended, weights = steps.attend(op, query, steps.tensors.key, steps.tensors.value, bias)
-    return (attended, weights) if scores_wanted else (attended,)
-
-
-def future_bias(op, steps, query):
+def future_bias(op: OpBuilder, steps: Steps, query: ir.Value) -> ir.Value | None:
     """The bias of causal [Tq, Tv], None where the layer is not causal."""
     if not steps.config.causal:
         return None
+    if steps.knows("Tq", "Tv"):
+        hidden = op.Expand(
+            steps.number(op, formulas.HIDDEN), [steps.known["Tq"], steps.known["Tv"]]
+        )
+        return op.Trilu(hidden, op.Constant(value_int=1), upper=1, _outputs=["future_bias"])
     return op.call_inline(formulas.causal_bias, query, steps.tensors.key, _outputs=["future_bias"])
 
 
-def mask_bias(op, steps, future):
+def mask_bias(op: OpBuilder, steps: Steps, future: ir.Value | None) -> ir.Value:
     """The bias of value_mask AND, where `future` is given, causal."""
     value_mask = steps.tensors.value_mask
     if future is None:
         return op.call_inline(
             formulas.value_mask_bias, value_mask, steps.tensors.query, _outputs=["value_bias"]
         )
-    return op.call_inline(
+    bias = op.call_inline(
         formulas.value_and_causal_bias, value_mask, future, _outputs=["masked_bias"]
     )
+    return rule(bias, "masked_bias", Rule.VALUE_MASK)
 
 
-def finished(op, steps, attended):
+def finished(op: OpBuilder, steps: Steps, attended: ir.Value) -> ir.Value:
     """`attended`, [batch, Tq, value_dim], under the query mask, if there is one.
 
     The Reshape refuses a mask that is longer than an axis of 1 and would stretch it.
@@ -87,26 +87,15 @@ def finished(op, steps, attended):
     query_mask = steps.tensors.query_mask
     if query_mask is None:
         return attended
-    shape = op.Shape(attended, _outputs=["output_shape"])
     masked = op.call_inline(
         formulas.masked_output, attended, query_mask, _outputs=["output_masked"]
     )
+    rule(masked, "output", Rule.BATCHES)
+    if fits(query_mask, (steps.known.get("batch"), steps.known.get("Tq"))):
+        return masked
+    if steps.knows("batch", "Tq", "value_dim"):
+        shape: Any = [steps.known[dim] for dim in ("batch", "Tq", "value_dim")]
+    else:
+        shape = op.Shape(attended, _outputs=["output_shape"])
     output = op.Reshape(masked, shape, _outputs=["output_checked"])
-    output.producer().name = f"output__{BATCHES}"
-    return output
-
-
-def nothing_is_hidden(op, *masks):
-    """True where every mask is [[True]], which stands for no mask: bool[].
-
-    A True counts 1, a False 2: only a single True sums to 1. An empty mask sums to 0.
-    """
-    totals = []
-    for mask in masks:
-        counts = op.Where(mask, 1.0, 2.0, _outputs=["hidden_counts_twice"])
-        # keepdims: older runtimes refuse to reduce an empty axis away.
-        totals.append(op.ReduceSum(counts, keepdims=1, _outputs=["mask_total"]))
-    product = totals[0]
-    for total in totals[1:]:
-        product = op.Mul(product, total, _outputs=["mask_totals"])
-    return op.Equal(op.Squeeze(product), 1.0, _outputs=["nothing_is_hidden"])
+    return rule(output, "output", Rule.BATCHES)

@@ -6,6 +6,8 @@ stay in a core's cache. It does so without masks only, so everything that hides 
 
 from __future__ import annotations
 
+from ..builder import OpBuilder, Results
+from ..guards import Rule, rule
 from ..steps import Steps
 from .auto import auto
 from .dense import finished
@@ -13,16 +15,17 @@ from .dense import finished
 DOMAIN = "com.microsoft"
 
 
-def fused(op, steps: Steps, scores_wanted: bool):
+def fused(op: OpBuilder, steps: Steps) -> Results:
     """The output [batch, Tq, value_dim]."""
-    return auto(op, steps, scores_wanted, long_plain=multi_head_attention)
+    return auto(op, steps, long_plain=multi_head_attention)
 
 
-def multi_head_attention(op, steps):
+def multi_head_attention(op: OpBuilder, steps: Steps) -> Results:
     """The output [batch, Tq, value_dim] where no key is hidden.
 
     The operator itself refuses batches, lengths and dims that differ.
     """
+    steps = steps.in_arithmetic(op)
     tensors = steps.tensors
     attended = op.MultiHeadAttention(
         steps.prepare_query(op, tensors.query),
@@ -36,5 +39,4 @@ def multi_head_attention(op, steps):
     )
     # Its inference is ONNX Runtime's, not ONNX's.
     attended.dtype = steps.compute
-    attended.producer().name = "attended__query_key_and_value_must_fit"
-    return (finished(op, steps, attended),)
+    return (finished(op, steps, rule(attended, "attended", Rule.FUSED)),)

@@ -15,75 +15,80 @@ Three kinds of query rows, each exact:
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
-from .. import formulas
-from ..guards import BATCHES, guarded, mask_of_rows
-from ..steps import Steps, branches, subgraph
-from .dense import small_dense
+from .. import formulas, sizes
+from ..builder import OpBuilder, Results, subgraph
+from ..formulas import HIDDEN
+from ..guards import Rule, guarded, mask_of_rows, rule
+from ..sizes import Size
+from ..steps import Steps
+from .blocks import Fact, Window, block_size, ceil_div, lanes_of, mask_facts
+from .choice import something_is_empty
+from .dense import dense_masked
 from .parts import causal_triangle
-from .thresholds import HIDDEN, block_size, lanes_of, query_length, something_is_empty
 
-INT64 = ir.TensorType(ir.DataType.INT64)
 LAST = 2**31 - 1
 
 
-def tiled(op, steps: Steps, scores_wanted: bool):
+def tiled(op: OpBuilder, steps: Steps) -> Results:
     """The output and, where wanted, the weights: [batch, Tq, value_dim], [batch, Tq, Tv].
 
     A Scan cannot walk nothing: tensors without elements take the dense form.
     """
-    return branches(
+    return steps.branches(
         op,
-        steps,
         something_is_empty(op, steps),
-        {
-            "of_nothing": lambda op: small_dense(op, steps, scores_wanted),
-            "tiled": lambda op: walk(op, steps, scores_wanted),
-        },
-        scores_wanted,
+        then=("of_nothing", lambda op: dense_masked(op, steps)),
+        otherwise=("tiled", lambda op: walk(op, steps)),
     )
 
 
-def walk(op, steps, scores_wanted):
+def walk(op: OpBuilder, steps: Steps) -> Results:
     """All batch rows: a Scan over the batch."""
-    masks = steps.tensors
-    steps, batch, keys = guarded(op, steps)
-    query, key, value = steps.tensors.query, steps.tensors.key, steps.tensors.value
-    plan = Walk(steps, scores_wanted, query_length(op, steps), keys, block_size(op, steps))
-    rows = {
-        "query": (query, steps.compute, ("Tq", "dim")),
-        "key": (key, steps.compute, ("Tv", "dim")),
-        "value": (value, steps.compute, ("Tv", "value_dim")),
+    steps = guarded(op, steps.in_arithmetic(op))
+    tensors = steps.tensors
+    # Of the checked tensors, so that no mask is measured against a length before it is checked.
+    batch, queries = steps.size(op, "batch"), steps.size(op, "Tq", "query_length")
+    keys = steps.size(op, "Tv", "key_length")
+    plan = Walk(steps, queries, keys, block_size(op, steps, queries, keys))
+    rows: dict[str, Fact] = {
+        "query": (tensors.query, steps.compute, ("Tq", "dim")),
+        "key": (tensors.key, steps.compute, ("Tv", "dim")),
+        "value": (tensors.value, steps.compute, ("Tv", "value_dim")),
     }
-    if masks.value_mask is not None:
-        mask = mask_of_rows(op, masks.value_mask, batch, keys, "value_mask_must_fit_the_key")
-        rows |= plan.mask_facts(op, mask)
-    if masks.query_mask is not None:
-        mask = mask_of_rows(
-            op, masks.query_mask, batch, plan.query_length, f"query_mask__{BATCHES}"
-        )
+    if tensors.value_mask is not None:
+        rule_ = Rule.VALUE_MASK
+        mask = mask_of_rows(op, tensors.value_mask, batch, keys, "value_mask", rule_)
+        rows |= mask_facts(op, steps, mask, queries, plan.may_have_lanes)
+    if tensors.query_mask is not None:
+        rule_ = Rule.BATCHES
+        mask = mask_of_rows(op, tensors.query_mask, batch, queries, "query_mask", rule_)
         rows["query_mask"] = (mask, ir.DataType.BOOL, ("Tq",))
     if steps.config.causal:
-        plan.triangle = causal_triangle(op, steps, plan.block)
+        shape = sizes.vector(op, plan.block, plan.block)
+        plan.triangle = causal_triangle(op, steps, shape)
     views = [
-        ir.Value(name=f"{name}_of_row", shape=ir.Shape(dims), type=ir.TensorType(kind))
+        ir.Value(name=f"{name}_of_row", shape=plan.shape(*dims), type=ir.TensorType(kind))
         for name, (_, kind, dims) in rows.items()
     ]
 
-    def row(op, *views):
+    def row(op: OpBuilder, *views: ir.Value) -> Results:
         return plan.row(op, **dict(zip(rows, views, strict=True)))
 
     results = op.Scan(
         *(tensor for tensor, _, _ in rows.values()),
         body=subgraph(op, row, plan.outputs("row", "Tq"), views),
         num_scan_inputs=len(rows),
-        _outputs=["attended", "weights"][: 1 + scores_wanted],
+        _outputs=["attended", "weights"][: 1 + steps.scores_wanted],
     )
-    return tuple(results) if scores_wanted else (results,)
+    results = tuple(results) if steps.scores_wanted else (results,)
+    rule(results[0], "attended", Rule.BATCHES)
+    return results
 
 
 @dataclass
@@ -91,72 +96,70 @@ class Walk:
     """The bodies of the Scans, for one configuration."""
 
     steps: Steps
-    scores_wanted: bool
-    query_length: ir.Value  # int64[1]
-    key_length: ir.Value  # int64[1]
-    block: ir.Value  # int64[1]
+    query_length: Size
+    key_length: Size
+    block: Size
     triangle: ir.Value | None = None  # [block, block]
 
-    def mask_facts(self, op, value_mask):
-        """What each batch row needs to know of its value mask, found for all rows at once.
-
-        bias: 0 or HIDDEN by key. first, length: where the visible keys begin and end. unbroken:
-        whether none between is hidden. blind: how many queries, from the first on, see no key.
-        """
-        number, int64 = self.steps.number, ir.DataType.INT64
-        bias = op.Where(value_mask, number(op, 0.0), number(op, HIDDEN), _outputs=["value_bias"])
-        seen = op.Cast(value_mask, to=int(ir.DataType.INT32), _outputs=["visible_keys"])
-        first = op.ArgMax(seen, axis=1, keepdims=1, _outputs=["first_visible"])
-        last = op.ArgMax(seen, axis=1, keepdims=1, select_last_index=1, _outputs=["last_visible"])
-        length = op.Add(last, [1], _outputs=["visible_length"])
-        count = op.ReduceSum(seen, [1], keepdims=1, _outputs=["visible_count"])
-        none = op.Equal(count, op.Constant(value=ir.tensor(np.array(0, np.int32))))
-        before = op.Min(first, self.query_length) if self.steps.config.causal else [0]
-        blind = op.Where(none, self.query_length, before, _outputs=["blind_queries"])
-        facts = {
-            "bias": (bias, self.steps.compute, ("Tv",)),
-            "first": (first, int64, (1,)),
-            "length": (length, int64, (1,)),
-            "blind": (blind, int64, (1,)),
-        }
-        if self.may_have_lanes:
-            shown = op.Cast(count, to=int(int64))
-            unbroken = op.Equal(op.Add(first, shown), length, _outputs=["keys_unbroken"])
-            facts["unbroken"] = (unbroken, ir.DataType.BOOL, (1,))
-        return facts
+    def shape(self, *dims: str | int | None) -> ir.Shape:
+        """A declared shape; "block" is known where Tq and Tv are."""
+        known = dict(self.steps.known)
+        if isinstance(self.block, int):
+            known["block"] = self.block
+        return ir.Shape([known.get(dim, dim) if isinstance(dim, str) else dim for dim in dims])
 
     @property
-    def may_have_lanes(self):
+    def may_have_lanes(self) -> bool:
         """Whether all blocks of a row read the same keys and only the output is wanted."""
-        dense_keys = self.steps.has_dot_scores and not self.steps.config.causal
-        return dense_keys and not self.scores_wanted
+        same_keys = self.steps.has_dot_scores and not self.steps.config.causal
+        return same_keys and not self.steps.scores_wanted
 
-    def row(self, op, query, key, value, query_mask=None, **mask_facts):
+    def row(
+        self,
+        op: OpBuilder,
+        query: ir.Value,
+        key: ir.Value,
+        value: ir.Value,
+        query_mask: ir.Value | None = None,
+        **mask_facts: ir.Value,
+    ) -> Results:
         """One batch row: [Tq, dim], [Tv, dim], [Tv, value_dim], bool[Tq], facts of the mask."""
         query = self.steps.prepare_query(op, query)
         if mask_facts:
-            results = self.masked(op, query, key, value, **mask_facts)
+            results = self.masked_row(op, query, key, value, **mask_facts)
         else:
-            results = self.seeing(op, query, self.query_length, Window(key, value, self.key_length))
+            window = Window(key, value, self.key_length)
+            results = self.seeing(op, query, self.query_length, window)
         if query_mask is None:
             return results
         shown = op.Unsqueeze(query_mask, [1])
         output = op.Where(shown, results[0], self.steps.number(op, 0.0), _outputs=["output_row"])
         return (output, *results[1:])
 
-    def masked(self, op, query, key, value, bias, first, length, blind, unbroken=None):
+    def masked_row(
+        self,
+        op: OpBuilder,
+        query: ir.Value,
+        key: ir.Value,
+        value: ir.Value,
+        bias: ir.Value,
+        first: ir.Value,
+        length: ir.Value,
+        fully_masked: ir.Value,
+        unbroken: ir.Value | None = None,
+    ) -> Results:
         """One batch row under a value mask."""
         window = Window(key, value, length, bias, first, unbroken)
 
-        def all_see(op):
+        def all_see(op: OpBuilder) -> Results:
             return self.seeing(op, query, self.query_length, window)
 
-        def some_are_blind(op):
-            unseeing = op.Slice(query, [0], blind, [0], _outputs=["blind_rows"])
-            parts = [self.blind(op, unseeing, blind, key, value)]
+        def some_see_none(op: OpBuilder) -> Results:
+            unseeing = op.Slice(query, [0], fully_masked, [0], _outputs=["fully_masked_rows"])
+            parts = [self.unseeing(op, unseeing, fully_masked, key, value)]
             if self.steps.config.causal:
-                seeing = op.Slice(query, blind, [LAST], [0], _outputs=["seeing_rows"])
-                count = op.Sub(self.query_length, blind, _outputs=["seeing_queries"])
+                seeing = op.Slice(query, fully_masked, [LAST], [0], _outputs=["seeing_rows"])
+                count = sizes.sub(op, self.query_length, fully_masked, "seeing_queries")
                 parts.append(self.seeing(op, seeing, count, window))
             return tuple(
                 both[0] if len(both) == 1 else op.Concat(*both, axis=0)
@@ -164,29 +167,31 @@ class Walk:
             )
 
         results = op.If(
-            op.Equal(op.Squeeze(blind), 0, _outputs=["all_queries_see"]),
+            op.Equal(op.Squeeze(fully_masked), 0, _outputs=["all_queries_see"]),
             then_branch=subgraph(op, all_see, self.outputs("all_see", "Tq")),
-            else_branch=subgraph(op, some_are_blind, self.outputs("some_blind", "Tq")),
+            else_branch=subgraph(op, some_see_none, self.outputs("some_fully_masked", "Tq")),
             _outputs=self.names("of_row"),
         )
-        return tuple(results) if self.scores_wanted else (results,)
+        return tuple(results) if self.steps.scores_wanted else (results,)
 
-    def seeing(self, op, query, query_length, window):
+    def seeing(self, op: OpBuilder, query: ir.Value, query_length: Size, window: Window) -> Results:
         """Queries that each see a key, in blocks."""
         blocks, count = self.blocks(op, query, query_length)
         if self.steps.config.causal:
             return self.causal(op, blocks, count, query_length, window)
-        keys = window if window.first is None else window.slice(op, window.first, window.length)
+        keys = window
+        if window.first is not None:
+            keys = window.slice(op, window.first, window.length)
 
-        def in_lanes(op):
-            return self.in_lanes(op, blocks, query_length, keys)
+        def in_lanes(op: OpBuilder) -> Results:
+            return self.in_lanes(op, blocks, count, query_length, keys)
 
-        def body(op, query):
+        def body(op: OpBuilder, query: ir.Value) -> Results:
             scores = self.steps.block_scores(op, query, keys.key, keys.bias)
             return self.weighted(op, scores, keys.value, window.first)
 
-        def in_blocks(op):
-            return self.scan(op, body, [blocks], query_length)
+        def in_blocks(op: OpBuilder) -> Results:
+            return self.scan(op, body, [blocks], count, query_length)
 
         if not self.may_have_lanes:
             return in_blocks(op)
@@ -200,44 +205,73 @@ class Walk:
         )
         return (output,)
 
-    def in_lanes(self, op, blocks, query_length, keys):
+    def in_lanes(
+        self,
+        op: OpBuilder,
+        blocks: ir.Value,
+        block_count: Size,
+        query_length: Size,
+        keys: Window,
+    ) -> Results:
         """Blocks whose queries go in lanes, each lane with keys and values of its own.
 
         Cores share such a MatMul by lanes, and each finds the scores of its rows in its own cache.
         A MatMul without lanes they share by keys, so that half of all scores change hands.
         """
         count = lanes_of(op, self.key_length)
-        key, value = (
-            op.Expand(part, op.Concat(count, op.Shape(part), axis=0), _outputs=[f"{name}_lanes"])
-            for name, part in (("keys_in", keys.key), ("values_in", keys.value))
-        )
 
-        def body(op, query):
-            lanes = op.Concat(count, [-1], op.Shape(query, start=1, end=2), axis=0)
+        def widened(part: ir.Value, dim: str, name: str) -> ir.Value:
+            whole = keys.first is None and self.steps.knows("Tv", dim)
+            if whole and isinstance(count, int):
+                shape: Any = [count, self.steps.known["Tv"], self.steps.known[dim]]
+            else:
+                shape = op.Concat(sizes.in_graph(count), op.Shape(part), axis=0)
+            return op.Expand(part, shape, _outputs=[f"{name}_lanes"])
+
+        key = widened(keys.key, "dim", "keys_in")
+        value = widened(keys.value, "value_dim", "values_in")
+
+        def body(op: OpBuilder, query: ir.Value) -> Results:
+            dim = self.width(op, query, "dim", 1)
+            lanes = sizes.vector(op, count, -1, dim)
             query = op.Reshape(query, lanes, _outputs=["queries_in_lanes"])
             scores = self.steps.scores(op, query, key)  # [lanes, block / lanes, keys]
             weights = op.call_inline(formulas.softmax_weights, scores, _outputs=["weights"])
             attended = self.steps.weighted_sum(op, self.steps.drop(op, weights), value)
-            width = op.Shape(attended, start=2, end=3)
-            return op.Reshape(attended, op.Concat([-1], width, axis=0), _outputs=["attended"])
+            rows = sizes.vector(op, self.block, -1)
+            return (op.Reshape(attended, rows, _outputs=["attended"]),)
 
-        return self.scan(op, body, [blocks], query_length)
+        return self.scan(op, body, [blocks], block_count, query_length)
 
-    def causal(self, op, blocks, count, query_length, window):
+    def width(self, op: OpBuilder, tensor: ir.Value, dim: str, axis: int) -> Size:
+        """A size of a row's tensor: as fixed in the file, or of the tensor."""
+        if self.steps.knows(dim):
+            return self.steps.known[dim]
+        return op.Shape(tensor, start=axis, end=axis + 1)
+
+    def causal(
+        self,
+        op: OpBuilder,
+        blocks: ir.Value,
+        count: Size,
+        query_length: Size,
+        window: Window,
+    ) -> Results:
         """Blocks that read the keys before them and beside them; some beside are hidden.
 
         Positions count from the window's first key and from the first query that sees it.
         """
-        numbers = op.Unsqueeze(op.Range(0, op.Squeeze(count), 1), [1])
-        befores = op.Mul(numbers, self.block, _outputs=["befores"])
-        ends = op.Add(befores, self.block, _outputs=["ends"])
-        first = [0]
+        numbers = op.Unsqueeze(op.Range(0, sizes.scalar(op, count), 1), [1])
+        befores = op.Mul(numbers, sizes.in_graph(self.block), _outputs=["befores"])
+        ends = op.Add(befores, sizes.in_graph(self.block), _outputs=["ends"])
+        first: Size = 0
         if window.first is not None:
             first = window.first
-            befores = op.Min(op.Add(befores, first), window.length)
-            ends = op.Min(op.Add(ends, first), window.length)
+            length = sizes.in_graph(window.length)
+            befores = op.Min(op.Add(befores, first), length)
+            ends = op.Min(op.Add(ends, first), length)
 
-        def body(op, query, before, end):
+        def body(op: OpBuilder, query: ir.Value, before: ir.Value, end: ir.Value) -> Results:
             past = window.slice(op, first, before)
             beside = window.slice(op, before, end)
             width = op.Shape(beside.key, start=0, end=1)
@@ -250,91 +284,106 @@ class Walk:
                 axis=1,
                 _outputs=["scores_masked"],
             )
-            value = op.Slice(window.value, first, end, [0], _outputs=["values_seen"])
+            start = sizes.in_graph(first)
+            value = op.Slice(window.value, start, end, [0], _outputs=["values_seen"])
             return self.weighted(op, scores, value, window.first)
 
-        return self.scan(op, body, [blocks, befores, ends], query_length)
+        return self.scan(op, body, [blocks, befores, ends], count, query_length)
 
-    def weighted(self, op, scores, value, first):
+    def weighted(
+        self, op: OpBuilder, scores: ir.Value, value: ir.Value, first: ir.Value | None
+    ) -> Results:
         """The results of one block; the weights widened by zeros to all keys."""
         weights = op.call_inline(formulas.softmax_weights, scores, _outputs=["weights"])
         weights = self.steps.drop(op, weights, rank=2)
         attended = op.MatMul(weights, value, _outputs=["attended"])
-        if not self.scores_wanted:
+        rule(attended, "weighted_sum", Rule.LENGTHS)
+        if not self.steps.scores_wanted:
             return (attended,)
         read = op.Shape(weights, start=1, end=2)
-        before = [0] if first is None else first
-        after = op.Sub(self.key_length, op.Add(read, before))
-        pads = op.Concat([0], before, [0], after, axis=0)
+        before: Size = 0 if first is None else first
+        after = sizes.sub(op, self.key_length, sizes.add(op, read, before))
+        pads = sizes.vector(op, 0, before, 0, after)
         return attended, op.Pad(weights, pads, _outputs=["weights_of_all_keys"])
 
-    def blind(self, op, query, query_length, key, value):
+    def unseeing(
+        self,
+        op: OpBuilder,
+        query: ir.Value,
+        query_length: Size,
+        key: ir.Value,
+        value: ir.Value,
+    ) -> Results:
         """Queries that see no key, in blocks: every key, each score 1e9 lower, as in Keras."""
-        blocks, _ = self.blocks(op, query, query_length)
+        blocks, count = self.blocks(op, query, query_length)
 
-        def body(op, query):
+        def body(op: OpBuilder, query: ir.Value) -> Results:
             scores = self.steps.block_scores(op, query, key)
             hidden = op.Add(scores, self.steps.number(op, HIDDEN), _outputs=["scores_masked"])
             return self.weighted(op, hidden, value, None)
 
-        return self.scan(op, body, [blocks], query_length)
+        return self.scan(op, body, [blocks], count, query_length)
 
-    def blocks(self, op, query, query_length):
+    def blocks(self, op: OpBuilder, query: ir.Value, query_length: Size) -> tuple[ir.Value, Size]:
         """[Tq, dim] as blocks [blocks, block, dim], filled up with zeros; and their number.
 
         At least one block, since a Scan cannot walk nothing.
         """
-        count = op.Div(op.Add(query_length, op.Sub(self.block, [1])), self.block)
-        count = op.Max(count, [1], _outputs=["block_count"])
-        missing = op.Sub(op.Mul(count, self.block), query_length)
-        padded = op.Pad(query, op.Concat([0, 0], missing, [0], axis=0), _outputs=["query_padded"])
-        dim = op.Shape(query, start=1, end=2)
-        shape = op.Concat(count, self.block, dim, axis=0)
-        return op.Reshape(padded, shape, _outputs=["query_blocks"]), count
+        count = ceil_div(op, query_length, self.block, "blocks")
+        count = sizes.larger(op, count, 1, name="block_count")
+        missing = sizes.sub(op, sizes.mul(op, count, self.block), query_length, "missing")
+        if missing != 0:
+            query = op.Pad(query, sizes.vector(op, 0, 0, missing, 0), _outputs=["query_padded"])
+        dim = self.width(op, query, "dim", 1)
+        shape = sizes.vector(op, count, self.block, dim)
+        return op.Reshape(query, shape, _outputs=["query_blocks"]), count
 
-    def scan(self, op, body, inputs, query_length):
+    def scan(
+        self,
+        op: OpBuilder,
+        body: Callable[..., Results],
+        inputs: Sequence[ir.Value],
+        count: Size,
+        query_length: Size,
+    ) -> Results:
         """The results of all blocks, without the rows that fill the last one."""
-        views = [self.steps.value_named("query_block", "block", "dim")]
+        views = [
+            ir.Value(
+                name="query_block",
+                shape=self.shape("block", "dim"),
+                type=ir.TensorType(self.steps.compute),
+            )
+        ]
         for name in ("before", "end")[: len(inputs) - 1]:
-            views.append(ir.Value(name=name, shape=ir.Shape([1]), type=INT64))
+            kind = ir.TensorType(ir.DataType.INT64)
+            views.append(ir.Value(name=name, shape=ir.Shape([1]), type=kind))
         results = op.Scan(
             *inputs,
             body=subgraph(op, body, self.outputs("of_block", "block"), views),
             num_scan_inputs=len(inputs),
             _outputs=self.names("of_blocks"),
         )
-        whole = []
-        for result in results if self.scores_wanted else (results,):
-            width = op.Shape(result, start=2, end=3)
-            flat = op.Reshape(result, op.Concat([-1], width, axis=0))
-            whole.append(op.Slice(flat, [0], query_length, [0]))
+        rows = sizes.mul(op, count, self.block, "rows")
+        whole: list[ir.Value] = []
+        for result in results if self.steps.scores_wanted else (results,):
+            flat = op.Reshape(result, sizes.vector(op, rows, -1))
+            if rows != query_length:
+                flat = op.Slice(flat, [0], sizes.in_graph(query_length), [0])
+            whole.append(flat)
         return tuple(whole)
 
-    def outputs(self, branch, rows):
-        declared = [self.steps.value_named(f"attended_{branch}", rows, "value_dim")]
-        if self.scores_wanted:
-            declared.append(self.steps.value_named(f"weights_{branch}", rows, "Tv"))
+    def outputs(self, branch: str, rows: str) -> list[ir.Value]:
+        """Declared outputs of a body: attended [rows, value_dim] and, where wanted, weights."""
+        kind = ir.TensorType(self.steps.compute)
+        declared = [
+            ir.Value(name=f"attended_{branch}", shape=self.shape(rows, "value_dim"), type=kind)
+        ]
+        if self.steps.scores_wanted:
+            declared.append(
+                ir.Value(name=f"weights_{branch}", shape=self.shape(rows, "Tv"), type=kind)
+            )
         return declared
 
-    def names(self, suffix):
-        return [f"attended_{suffix}", f"weights_{suffix}"][: 1 + self.scores_wanted]
-
-
-@dataclass
-class Window:
-    """The keys that some query of a row may see: from `first` (None: the start) to `length`."""
-
-    key: ir.Value  # [Tv, dim]
-    value: ir.Value  # [Tv, value_dim]
-    length: ir.Value  # int64[1]
-    bias: ir.Value | None = None  # [Tv], 0 or HIDDEN
-    first: ir.Value | None = None  # int64[1]
-    unbroken: ir.Value | None = None  # bool[1]: no key between is hidden
-
-    def slice(self, op, begin, end):
-        """Its keys from `begin` to `end`: int64[1]. Slice itself stops at the last key."""
-        key, value, bias = (
-            None if part is None else op.Slice(part, begin, end, [0])
-            for part in (self.key, self.value, self.bias)
-        )
-        return Window(key, value, self.length, bias, self.first, self.unbroken)
+    def names(self, suffix: str) -> list[str]:
+        """Names of the results of a Scan or an If."""
+        return [f"attended_{suffix}", f"weights_{suffix}"][: 1 + self.steps.scores_wanted]

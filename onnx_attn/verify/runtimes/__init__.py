@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from .in_process import OnnxRuntime, Reference
 from .javascript import Browser, Node, Web
-from .python import OldestOnnxRuntime, OpenVino
+from .languages import C, Cpp, Go, Java, Rust
+from .python import OldestOnnxRuntime, OpenVino, Tract
 from .runtime import Runtime
 
 __all__ = ["RUNTIMES"]
@@ -19,5 +20,11 @@ RUNTIMES: dict[str, Runtime] = {
         Node(),
         Web(),
         Browser(),
+        C(),
+        Cpp(),
+        Java(),
+        Rust(),
+        Go(),
+        Tract(),
     )
 }

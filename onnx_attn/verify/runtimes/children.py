@@ -66,9 +66,14 @@ def _wait(command: list[str], output: Any, tasks: int) -> str:
         )
     except subprocess.TimeoutExpired:
         return f"no answer within {SECONDS_PER_TASK * tasks} s"
-    if done.returncode < 0:
-        return f"the process died of signal {-done.returncode}"
-    return f"the process ended with exit code {done.returncode}"
+    return ending(done.returncode)
+
+
+def ending(code: int) -> str:
+    """How a process ended, in words."""
+    if code < 0:
+        return f"the process died of signal {-code}"
+    return f"the process ended with exit code {code}"
 
 
 def _task_json(task: Task, folder: Path, number: int) -> dict[str, Any]:

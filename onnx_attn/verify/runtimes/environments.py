@@ -1,4 +1,4 @@
-"""Environments made on demand: a Python with one library in it, a folder of npm packages.
+"""What is made on demand: a Python with one library in it, a folder of npm packages, a program.
 
 They lie in this user's cache, named after what they hold, and appear there whole or not at all.
 """
@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from .runtime import Report, RuntimeMissingError, one_line
@@ -38,12 +38,12 @@ def python_with(requirements: Sequence[str], title: str, install: bool, report: 
     python = Path("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
     def make(folder: Path) -> None:
-        _call([sys.executable, "-m", "venv", str(folder)], folder)
+        call([sys.executable, "-m", "venv", str(folder)], folder)
         pip = [str(folder / python), "-m", "pip", "install", "--quiet", "--only-binary", ":all:"]
-        _call([*pip, "--disable-pip-version-check", *requirements], folder)
+        call([*pip, "--disable-pip-version-check", *requirements], folder)
 
     wanted = f"pip install {' '.join(repr(r) if '<' in r else r for r in requirements)}"
-    return _made(f"python-{key}", title, wanted, install, report, make) / python
+    return made(f"python-{key}", title, wanted, install, report, make) / python
 
 
 def node_packages(source: Path, install: bool, report: Report) -> Path:
@@ -55,20 +55,25 @@ def node_packages(source: Path, install: bool, report: Report) -> Path:
     if shutil.which("node") is None or npm is None:
         raise RuntimeMissingError("Node.js is not there: install node 20 or later, with npm")
     files = sorted(path for path in source.iterdir() if path.is_file())
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
 
     def make(folder: Path) -> None:
         for path in files:
             shutil.copyfile(path, folder / path.name)
-        _call([npm, "ci", "--no-audit", "--no-fund", "--silent"], folder)
+        call([npm, "ci", "--no-audit", "--no-fund", "--silent"], folder)
 
-    name = f"node-{digest.hexdigest()[:12]}"
-    return _made(name, "the npm packages", "npm ci", install, report, make)
+    name = f"node-{digest_of({path.name: path for path in files})}"
+    return made(name, "the npm packages", "npm ci", install, report, make)
 
 
-def _made(
+def digest_of(files: Mapping[str, Path], *others: str) -> str:
+    """A short digest of files, by names and bytes, and of whatever else a folder depends on."""
+    digest = hashlib.sha256("\0".join(others).encode())
+    for name, path in files.items():
+        digest.update(name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def made(
     name: str,
     title: str,
     wanted: str,
@@ -76,6 +81,10 @@ def _made(
     report: Report,
     make: Callable[[Path], None],
 ) -> Path:
+    """The folder `name` of the cache, filled by `make` if it is not there: whole or not at all.
+
+    Raises RuntimeMissingError as `python_with`; `wanted` says what `make` does.
+    """
     folder = cache_folder() / name
     if folder.is_dir():
         return folder
@@ -100,7 +109,8 @@ def _made(
     return folder
 
 
-def _call(command: list[str], folder: Path) -> None:
+def call(command: Sequence[str], folder: Path) -> None:
+    """Run a step of `make` in `folder`; raises RuntimeMissingError with its last words."""
     try:
         done = subprocess.run(
             command,

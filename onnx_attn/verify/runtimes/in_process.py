@@ -10,7 +10,17 @@ import onnx
 import onnxruntime
 from onnx.reference import ReferenceEvaluator
 
-from .runtime import Answer, Array, ModelFacts, Outputs, Report, Task, bfloat16_limit, one_line
+from ...arrays import Array
+from .runtime import (
+    Answer,
+    ModelFacts,
+    Outputs,
+    Report,
+    Task,
+    bfloat16_limit,
+    foreign_limit,
+    one_line,
+)
 
 Run = Callable[[Outputs], Outputs]
 
@@ -48,8 +58,7 @@ class Reference:
             yield _answer(_load_reference, task)
 
     def limit(self, facts: ModelFacts) -> str | None:
-        del facts
-        return None
+        return foreign_limit(facts)
 
 
 def _load_onnxruntime(model: Path) -> Run:

@@ -1,4 +1,4 @@
-"""Runtimes with a Python environment of their own: the oldest ONNX Runtime, and OpenVINO."""
+"""Runtimes with a Python environment of their own: the oldest ONNX Runtime, OpenVINO, tract."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from pathlib import Path
 
 from .children import run_children
 from .environments import python_with
-from .runtime import Answer, ModelFacts, Report, RuntimeMissingError, Task, bfloat16_limit
+from .runtime import (
+    Answer,
+    ModelFacts,
+    Report,
+    RuntimeMissingError,
+    Task,
+    bfloat16_limit,
+    foreign_limit,
+)
 
 CHILD = Path(__file__).with_name("python_child.py")
 
@@ -20,6 +28,7 @@ OLDEST_ONNXRUNTIME = {
     (3, 14): ("1.24.1", "numpy>=2.3,<3"),
 }
 OPENVINO = "2026.4.1"
+TRACT = "0.23.9"
 
 
 class _InPython:
@@ -77,4 +86,25 @@ class OpenVino(_InPython):
             return "does not load Scan: export with schedule='dense'"
         if facts.config.floats.tensor == "float64":
             return "computes float64 in float32"
-        return bfloat16_limit(facts)
+        return foreign_limit(facts) or bfloat16_limit(facts)
+
+
+class Tract(_InPython):
+    """tract: a runtime in Rust alone, by its wheel. It shares no code with ONNX Runtime."""
+
+    name = "tract"
+    title = "tract"
+    library = "tract"
+
+    def start(self, install: bool, report: Report) -> str:
+        self._make([f"tract=={TRACT}"], install, report)
+        return TRACT
+
+    def limit(self, facts: ModelFacts) -> str | None:
+        if facts.optional_inputs:
+            return "ignores, without a word, what is fed to optional inputs"
+        if "Scan" in facts.operators:
+            return "does not load Scan: export with schedule='dense'"
+        if "training" in facts.contract.inputs:
+            return "has no random operators"
+        return foreign_limit(facts) or bfloat16_limit(facts)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from ...configuration import Contract, LayerConfig
+from ...arrays import Array
+from ...configuration import Contract, LayerConfig, LayerFile
 from ...errors import OnnxAttnError
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Outputs = dict[str, Array]
 Report = Callable[[str], None]
 
@@ -59,14 +59,29 @@ class Answer(NamedTuple):
 class ModelFacts(NamedTuple):
     """What decides whether a runtime can run a file."""
 
-    config: LayerConfig
-    contract: Contract
+    file: LayerFile
     operators: frozenset[str]
+
+    @property
+    def config(self) -> LayerConfig:
+        """The layer's configuration."""
+        return self.file.config
+
+    @property
+    def contract(self) -> Contract:
+        """The file's inputs and outputs."""
+        return self.file.contract
 
     @property
     def optional_inputs(self) -> list[str]:
         """Inputs that are overridable initializers."""
         return [name for name, spec in self.contract.inputs.items() if spec.optional]
+
+
+def foreign_limit(facts: ModelFacts) -> str | None:
+    """The limit of runtimes that know ONNX's own operators alone."""
+    foreign = sorted(name for name in facts.operators if "." in name)
+    return f"does not know {', '.join(foreign)}" if foreign else None
 
 
 def bfloat16_limit(facts: ModelFacts) -> str | None:
