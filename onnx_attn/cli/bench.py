@@ -148,35 +148,25 @@ def _write(path: Path, data: dict[str, Any]) -> None:
 
 
 def _show(data: dict[str, Any]) -> None:
-    from ..bench.report.goals import goals
-    from ..bench.report.stats import Results
+    from ..bench.report.stats import Results, verdict
     from ..bench.report.tables import duration
 
     results = Results(data)
     if results.cells:
-        shown = Table("cell", f"ours, {results.headline}", "best peer", "", "ratio", "of the bound")
+        shown = Table("cell", f"ours, {results.headline}", "best peer", "ours is")
         for cell in results.cells:
             time_, best = results.time(cell, results.headline), results.best_peer(cell)
-            ratio, bound = results.ratio(cell, results.headline), results.bound(cell)
+            ratio = results.ratio(cell, results.headline)
             shown.add_row(
                 cell["name"],
                 "" if time_ is None else duration(time_.median),
                 "" if best is None else duration(best.time.median),
-                "" if best is None else results.label(best.name),
-                "" if ratio is None else f"{ratio:.2f}",
-                "" if bound is None or time_ is None else f"{100 * bound / time_.median:.0f} %",
+                "" if best is None or ratio is None else verdict(ratio, results.label(best.name)),
             )
         console.print(shown)
     for name, about in data["candidates"].items():
         if about["missing"]:
             console.print(f"missing: {name}: {about['missing']}", highlight=False, markup=False)
-    found = goals(results)
-    if found:
-        verdicts = Table("what", "goal", "measured", "met")
-        for goal in found:
-            met = "[green]yes" if goal.met else "[red]no"
-            verdicts.add_row(goal.what.replace("[", r"\["), goal.wanted, goal.got, met)
-        console.print(verdicts)
     for part, took in data["took_seconds"].items():
         console.print(f"{part}: {took} s", highlight=False)
 

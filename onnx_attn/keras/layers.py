@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Unpack
 
+from ..configuration import ExportArguments
 from ..errors import InputError, ModelError
+from ..layer.arguments import config_arguments
 from ..layer.attention import AdditiveAttention, Attention
 from .files import SavedAttention, read_saved
 from .model_config import ATTENTION_CLASSES, FoundLayer
@@ -96,11 +99,10 @@ def from_layer(layer: KerasLayer) -> Layer:
 
 def _build(saved: SavedAttention, where: str) -> Layer:
     found = saved.layer
-    arguments = dict(found.config)
-    arguments["causal"] = bool(arguments.get("causal")) or _is_causal(found, where)
+    config = replace(found.config, causal=found.config.causal or _is_causal(found, where))
+    layer = CLASSES[config.layer].from_config(config_arguments(config))
     try:
-        layer = CLASSES[found.class_name].from_config(arguments)
-        layer.set_weights([saved.weights[name] for name in found.weight_names])
+        layer.set_weights([saved.weights[name] for name in config.weight_names])
     except InputError as error:
         raise ModelError(f"{where}: layer {found.path!r}: {error}") from error
     layer.export_defaults = export_defaults(found)
@@ -183,7 +185,10 @@ def load_layer(spec: str, config: object = None) -> Layer:
 
 
 def export_from_keras(
-    spec: str, path: str | os.PathLike[str], config: object = None, **options: Any
+    spec: str,
+    path: str | os.PathLike[str],
+    config: object = None,
+    **options: Unpack[ExportArguments],
 ) -> Path:
     """Write one attention layer of a saved Keras model to the ONNX file `path`.
 
@@ -215,7 +220,7 @@ def describe_layers(path: str | os.PathLike[str], config: object = None) -> list
         rows.append(
             {
                 "layer": saved.layer.path,
-                "class": saved.layer.class_name,
+                "class": saved.layer.config.layer,
                 "config": layer.get_config(),
                 "weights": {
                     name: weight.astype("float64").tolist()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast, get_args
 
-from ..errors import ModelError
+from ..configuration import LayerClass, LayerConfig
+from ..errors import InputError, ModelError
+from ..layer.arguments import layer_config
 from .masks import mask_carriers
 from .objects import Json, Step, is_functional, is_known, is_object, name_of, parts, sources
 
-ATTENTION_CLASSES = ("Attention", "AdditiveAttention")
+ATTENTION_CLASSES = get_args(LayerClass)
 # The order of a call's positional arguments, the same in Keras 2 and 3.
 CALL_ARGUMENTS = ("inputs", "mask", "training", "return_attention_scores", "use_causal_mask")
 
@@ -35,8 +37,7 @@ class FoundLayer:
 
     Attributes:
         path: layer names from the model down, "outer/inner".
-        class_name: "Attention" or "AdditiveAttention".
-        config: the arguments of the class, dtype as a name.
+        config: its class and arguments.
         calls: how the model calls it; empty where the configuration does not say.
         steps: where its weights lie in a weights file of Keras objects.
         shared: the id that marks one layer standing in several models, or None.
@@ -44,8 +45,7 @@ class FoundLayer:
     """
 
     path: str
-    class_name: str
-    config: Json
+    config: LayerConfig
     calls: tuple[Call, ...]
     steps: tuple[Step, ...]
     shared: int | None
@@ -53,12 +53,8 @@ class FoundLayer:
 
     @property
     def weight_names(self) -> tuple[str, ...]:
-        """The weights the configuration asks for, in Keras's order."""
-        additive = self.class_name == "AdditiveAttention"
-        names = ("scale",) if self.config.get("use_scale", additive) else ()
-        if not additive and self.config.get("score_mode", "dot") == "concat":
-            names += ("concat_score_weight",)
-        return names
+        """Its weights, in Keras's order."""
+        return self.config.weight_names
 
 
 def find_layers(model: object, where: str) -> list[FoundLayer]:
@@ -136,32 +132,23 @@ def _layer(
     guessed: bool,
     where: str,
 ) -> FoundLayer:
-    config = dict(cast("Json", entry["config"]))
     try:
         calls = tuple(_call(node, carriers) for node in entry.get("inbound_nodes") or ())
-        config["dtype"] = _policy_name(config.get("dtype"))
-        if isinstance(config.get("seed"), dict):
-            config["seed"] = config["seed"]["config"]["seed"]  # Keras 3's seed generator
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(f"{where}: the configuration of layer {path!r} is damaged") from error
+    try:
+        config = layer_config(entry["class_name"], entry["config"])
+    except InputError as error:
+        raise ModelError(f"{where}: layer {path!r}: {error}") from error
     shared = entry.get("shared_object_id")
     return FoundLayer(
         path=path,
-        class_name=entry["class_name"],
         config=config,
         calls=calls,
         steps=steps,
         shared=shared if isinstance(shared, int) else None,
         guessed=guessed,
     )
-
-
-def _policy_name(dtype: Any) -> str:
-    if isinstance(dtype, Mapping):
-        dtype = cast("Mapping[str, Any]", dtype)["config"]["name"]
-    if not isinstance(dtype, str | None):
-        raise TypeError("dtype is not a name")
-    return "float32" if dtype is None else dtype
 
 
 def _call(node: Any, carriers: Container[str]) -> Call:

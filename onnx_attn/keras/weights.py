@@ -47,7 +47,7 @@ def _of_the_same(
     same = [
         weights
         for other, weights in zip(layers, found, strict=True)
-        if weights and other.class_name == layer.class_name and _is_same(layer, other)
+        if weights and other.config.layer == layer.config.layer and _is_same(layer, other)
     ]
     return same[0] if len(same) == 1 else None
 
@@ -148,9 +148,9 @@ def _common_tail(path: Sequence[str], names: Sequence[str]) -> int:
 
 
 def _check_shape(where: str, layer: FoundLayer, name: str, weight: Array) -> None:
-    vector = layer.class_name == "AdditiveAttention" and name == "scale"
-    if weight.ndim != (1 if vector else 0):
-        expected = "a vector [dim]" if vector else "a scalar"
+    dims = layer.config.weight_dims(name)
+    if weight.ndim != len(dims):
+        expected = f"a vector [{', '.join(dims)}]" if dims else "a scalar"
         raise ModelError(
             f"{where}: weight {name} of layer {layer.path!r} should be {expected}; the file holds "
             f"shape {list(weight.shape)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, cast
 
 import numpy as np
@@ -29,6 +30,22 @@ def layer_arguments(layer: LayerClass, config: Mapping[str, Any]) -> dict[str, A
     if "seed" in arguments:
         arguments["seed"] = seed_number(arguments["seed"])
     return arguments
+
+
+def layer_config(layer: LayerClass, config: Mapping[str, Any]) -> LayerConfig:
+    """What a `get_config` of any Keras says, and the class's defaults for what it does not.
+
+    Raises InputError for an argument or a value that the class does not take.
+    """
+    arguments = layer_arguments(layer, config)
+    known = {field.name for field in fields(LayerConfig)} - {"layer"}
+    if unknown := arguments.keys() - known:
+        raise InputError(
+            f"{layer} has no argument {', '.join(sorted(unknown))}; its arguments: "
+            f"{', '.join(sorted(known))}"
+        )
+    defaults: dict[str, Any] = {"use_scale": layer == "AdditiveAttention"}
+    return LayerConfig(layer=layer, **(defaults | arguments))
 
 
 def config_arguments(config: LayerConfig) -> dict[str, Any]:
@@ -65,8 +82,13 @@ def dtype_name(dtype: Any) -> str:
 
 
 def seed_number(seed: Any) -> int | None:
-    """A seed; Keras 3 may save its seed generator's config in place of the number."""
-    if isinstance(seed, Mapping):
-        inner = cast("Mapping[str, Any]", seed).get("config")
-        return cast("Mapping[str, Any]", inner).get("seed") if isinstance(inner, Mapping) else None
-    return seed
+    """A seed; Keras 3 may save its seed generator's config in place of the number.
+
+    Raises InputError for a config that is none of a seed generator.
+    """
+    if not isinstance(seed, Mapping):
+        return seed
+    inner = cast("Mapping[str, Any]", seed).get("config")
+    if not isinstance(inner, Mapping) or "seed" not in inner:
+        raise InputError(f"seed must be an integer or None; received {seed!r}")
+    return cast("Mapping[str, Any]", inner)["seed"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,24 +17,26 @@ from typer.testing import CliRunner
 
 from onnx_attn import InputError
 from onnx_attn.bench import cells
-from onnx_attn.bench.candidates import Candidate, candidates, headline, schedules
+from onnx_attn.bench.candidate import Candidate
+from onnx_attn.bench.candidates import candidates
 from onnx_attn.bench.cells import CELLS, QUICK_CELLS, Cell
 from onnx_attn.bench.measure import suite, turns
 from onnx_attn.bench.measure.turns import TOLERANCE, Plan, RefusedError, run_cells, worker
 from onnx_attn.bench.measure.worker import timed
-from onnx_attn.bench.report.goals import goals
+from onnx_attn.bench.ours import HEADLINE, SCHEDULES
 from onnx_attn.bench.report.page import far_table, report
-from onnx_attn.bench.report.stats import Results
+from onnx_attn.bench.report.stats import Results, verdict
 from onnx_attn.cli import load_commands
 from onnx_attn.reference import attention
 
+ROOT = Path(__file__).parents[2]
 TINY = Cell("causal ragged", 4, 5, 6, 8, causal=True, padding="ragged", tiny=True)
 FRONT = Cell("causal front", 4, 8, 8, 8, causal=True, padding="front")
 PLAIN = Cell("plain", 2, 5, 6, 8)
 
 WRONG = """
 import numpy as np
-from onnx_attn.bench.candidates import Candidate, Prepared
+from onnx_attn.bench.candidate import Candidate, Prepared
 
 def prepare(cell, tensors, threads):
     output = np.zeros((cell.batch, cell.Tq, cell.dim), np.float32)
@@ -72,13 +75,21 @@ def measure(*cells: Cell, names: list[str], **changes: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, Any]:
-    names = [*schedules(), "true-masks", "bare", "keras-onnx", "mha", "matmuls", "wrong:prepare"]
+    names = [
+        *SCHEDULES,
+        "true-masks",
+        "bare",
+        "keras-onnx",
+        "mha",
+        "matmuls",
+        "wrong:prepare",
+    ]
     return measure(TINY, FRONT, PLAIN, names=names)
 
 
 def test_every_file_of_ours_is_checked_and_timed(measured: dict[str, Any]) -> None:
     for cell in measured["cells"]:
-        for schedule in schedules():
+        for schedule in SCHEDULES:
             result = cell["results"][schedule]
             if schedule == "fused" and (cell["causal"] or cell["scores"]):
                 assert result["status"] == "cannot"
@@ -233,7 +244,7 @@ def test_memory_session_and_load_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load["requests"] > 0
     assert load["p50"] <= load["p99"]
     page = report(data)
-    for title in ("## Memory", "## The session's own cost", "## Load", "## Goals"):
+    for title in ("## Memory", "## The session's own cost", "## Load"):
         assert title in page
     assert {"none", "both"} == set(data["session"]["run"])
 
@@ -295,7 +306,7 @@ def test_the_cells_are_the_ones_a_user_knows() -> None:
         cell.mode for cell in CELLS
     }
     assert {cell.name.split()[0] for cell in QUICK_CELLS} <= {name.split()[0] for name in names}
-    assert headline() in candidates()
+    assert HEADLINE in candidates()
 
 
 def test_processes_are_counted_by_size() -> None:
@@ -377,7 +388,22 @@ def test_turns_with_cores_far_apart_are_kept_apart() -> None:
     assert far_table(Results(results_of(auto=[one_turn(1)], bare=[one_turn(1)]))) == ""
 
 
+@pytest.mark.parametrize(
+    ("ratio", "words"),
+    [
+        (1.44, "1.44 times as fast as torch"),
+        (1.03, "level with torch"),
+        (0.98, "level with torch"),
+        (0.5, "slower: torch is 2.00 times as fast"),
+    ],
+)
+def test_who_is_faster_is_said_in_words(ratio: float, words: str) -> None:
+    assert verdict(ratio, "torch") == words
+
+
 def test_goals_can_be_missed() -> None:
+    goals = runpy.run_path(str(ROOT / "benchmarks/goals.py"))["goals"]
+
     def found(ours: float, peer: float) -> list[Any]:
         data = results_of(auto=[one_turn(ours)], bare=[one_turn(peer)], matmuls=[one_turn(1600)])
         return goals(Results(data))

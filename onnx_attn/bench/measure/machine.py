@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...device.threads import available_threads
 from ...version import __version__
-from ..candidates import installed
+from ..candidate import installed
 
 DISTRIBUTIONS = (
     "onnxruntime",

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ..candidates import find, headline, our_model
+from ..candidates import find
 from ..cells import QUICK_CELLS, Cell, inputs
+from ..ours import HEADLINE, our_model
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
 STATUS = Path("/proc/self/status")
@@ -108,7 +109,7 @@ def session_cost(masks: str, threads: int) -> dict[str, float]:
     from ...session.session import AttentionSession
 
     cell = QUICK_CELLS[0]
-    model = our_model(cell, headline(), no_mask_given=masks == "both")
+    model = our_model(cell, HEADLINE, no_mask_given=masks == "both")
     session = AttentionSession(model, device="cpu", threads=threads)
     feeds = inputs(cell)
     bare_feeds: dict[str, Any] = dict(feeds)
@@ -154,7 +155,7 @@ def load(cell: dict[str, Any], clients: int, seconds: float, threads: int) -> di
     from ...session.session import AttentionSession
 
     made = Cell(**cell)
-    session = AttentionSession(our_model(made, headline()), device="cpu", threads=threads)
+    session = AttentionSession(our_model(made, HEADLINE), device="cpu", threads=threads)
     feeds = [
         {name: np.roll(tensor, client, 1) for name, tensor in inputs(made).items()}
         for client in range(clients)

@@ -13,8 +13,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ...errors import DeviceError, InputError
-from ..candidates import Candidate, candidates, find, headline
+from ..candidate import Candidate
+from ..candidates import candidates, find
 from ..cells import CELLS, QUICK_CELLS, Cell
+from ..ours import HEADLINE
 from . import machine
 from .probes import import_seconds
 from .turns import CAN_PAUSE, TOLERANCE, Plan, Progress, RefusedError, run_cells, worker
@@ -126,7 +128,7 @@ def run(
             "seconds": request.seconds,
             "tolerance": TOLERANCE,
             "others_paused": CAN_PAUSE,
-            "headline": headline(),
+            "headline": HEADLINE,
         },
         "candidates": {
             candidate.name: {

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ..candidates import Candidate
+from ..candidate import Candidate
 from ..cells import Cell, expected
 from ..report.stats import is_far
 

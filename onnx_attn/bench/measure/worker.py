@@ -19,7 +19,8 @@ from typing import Any, TextIO
 import numpy as np
 
 from ...arrays import Array
-from ..candidates import CannotError, Prepared, find
+from ..candidate import CannotError, Prepared
+from ..candidates import find
 from ..cells import Cell, Errors, inputs, largest_errors
 from . import probes
 

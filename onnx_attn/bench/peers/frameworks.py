@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from ...arrays import Array
-from ..candidates import CannotError, Prepared, our_model
+from ..candidate import CannotError, Prepared
 from ..cells import Cell
+from ..ours import our_model
 from .onnx_graphs import OUTPUTS, keras_model
 
 

@@ -12,7 +12,7 @@ from onnx import helper as make
 from onnx.numpy_helper import from_array
 
 from ...arrays import Array
-from ..candidates import CannotError, Prepared
+from ..candidate import CannotError, Prepared
 from ..cells import Cell
 
 FLOAT, BOOL = TensorProto.FLOAT, TensorProto.BOOL

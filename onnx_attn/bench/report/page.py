@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from .goals import TINY_MICROSECONDS, goals
 from .stats import (
     FAR,
+    TINY_MICROSECONDS,
     Results,
     Time,
     difference,
@@ -14,6 +14,7 @@ from .stats import (
     is_all_far,
     is_far,
     time_of,
+    verdict,
 )
 from .tables import duration, load, memory, session, table
 
@@ -50,7 +51,7 @@ def report(data: dict[str, Any]) -> str:
         parts.append(session(data))
     if "load" in data:
         parts.append(load(data))
-    parts += [_goals(results), _reasons(results), _method(results)]
+    parts += [_reasons(results), _method(results)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -58,21 +59,13 @@ def short(data: dict[str, Any]) -> str:
     """The short table: a few cells, ours beside the best peer."""
     results = Results(data)
     wanted = [cell for cell in results.cells if cell["name"] in SHORT] or results.cells
-    header = ("cell", "ours", "best peer", "", "best peer / ours")
+    header = ("cell", "ours", "best peer", "ours is")
     rows: list[list[str]] = []
     for cell in wanted:
         time, best = results.time(cell, results.headline), results.best_peer(cell)
         if time is not None and best is not None:
-            ratio = best.time.median / time.median
-            rows.append(
-                [
-                    cell["name"],
-                    duration(time.median),
-                    duration(best.time.median),
-                    results.label(best.name),
-                    f"{ratio:.2f}",
-                ]
-            )
+            words = verdict(best.time.median / time.median, results.label(best.name))
+            rows.append([cell["name"], duration(time.median), duration(best.time.median), words])
     return table(header, rows) + "\n\n" + _where(results) + "\n"
 
 
@@ -272,22 +265,6 @@ def _tiny(results: Results) -> str:
         "Here nothing but launching nodes counts, and the same file differs from process to "
         f"process: differences to the bare nodes, in pairs of processes, median of {processes}.\n\n"
         + table(header, rows)
-    )
-
-
-def _goals(results: Results) -> str:
-    found = goals(results)
-    if not found:
-        return ""
-    met = sum(goal.met for goal in found)
-    rows = [
-        [goal.what, goal.wanted, goal.got, "yes" if goal.met else "**no**", goal.at_bound]
-        for goal in found
-    ]
-    header = ("what", "goal", "measured", "met", "at the bound")
-    return (
-        f"## Goals\n\n{met} of {len(found)} met. At the bound: the ratio if the two MatMuls were "
-        "all there is. A goal above it is out of reach on this machine.\n\n" + table(header, rows)
     )
 
 

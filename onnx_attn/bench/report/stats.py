@@ -11,6 +11,10 @@ import numpy as np
 # All threads over one in `probes.Exchange`. Of 2,594 turns in benchmarks/results.json 1,079 took
 # 0.55 to 0.65, 1,508 from 0.75 on, 7 between.
 FAR = 0.7
+# Below this, microseconds are compared by difference: launching nodes is all there is.
+TINY_MICROSECONDS = 50.0
+# Nothing nearer to 1 than this is told from noise between runs.
+LEVEL = (0.97, 1.03)
 
 
 class Time(NamedTuple):
@@ -123,3 +127,26 @@ class Results:
 def geometric_mean(values: list[float]) -> float:
     """exp(mean(log(values)))."""
     return float(np.exp(np.mean(np.log(values))))
+
+
+def session_adds(data: dict[str, Any]) -> dict[str, float]:
+    """Microseconds that AttentionSession.run adds, median over the processes, by masks."""
+    return {
+        masks: float(np.median([process["ours"] - process["bare"] for process in found]))
+        for masks, found in data["session"]["run"].items()
+    }
+
+
+def import_ratio(data: dict[str, Any]) -> float:
+    """Import with AttentionSession over import without, medians."""
+    without, with_ours = (np.median(found) for found in data["session"]["imports"].values())
+    return float(with_ours / without)
+
+
+def verdict(ratio: float, peer: str) -> str:
+    """`best peer / ours` in words: who is faster, and by how much."""
+    if LEVEL[0] <= ratio <= LEVEL[1]:
+        return f"level with {peer}"
+    if ratio > 1:
+        return f"{ratio:.2f} times as fast as {peer}"
+    return f"slower: {peer} is {1 / ratio:.2f} times as fast"

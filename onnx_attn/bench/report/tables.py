@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...markdown import markdown_table
-from .goals import import_ratio, session_adds
-from .stats import Results
+from .stats import Results, import_ratio, session_adds
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -20,6 +20,7 @@ Run = Callable[[Arrays], Arrays]
 
 
 def load_onnxruntime(library: Any, model: str) -> Run:
+    """A model in ONNX Runtime, of whatever version."""
     options = library.SessionOptions()
     options.log_severity_level = 3
     session = library.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -28,6 +29,7 @@ def load_onnxruntime(library: Any, model: str) -> Run:
 
 
 def load_openvino(library: Any, model: str) -> Run:
+    """A model in OpenVINO, in float32."""
     # The CPU plugin may otherwise compute float32 in bfloat16 where the processor offers it.
     precision = {"INFERENCE_PRECISION_HINT": "f32"}
     compiled = library.Core().compile_model(model, "CPU", precision)
@@ -48,6 +50,8 @@ TRACT_TYPES = {"bool": "bool", "float16": "f16", "float32": "f32", "float64": "f
 
 
 def load_tract(library: Any, model: str) -> Run:
+    """A model in tract."""
+
     def run(feeds: Arrays) -> Arrays:
         # Shapes must be stated before tract looks at the nodes: so a model for each shape.
         loaded = library.onnx().load(model)
@@ -69,6 +73,7 @@ LOADERS = {"onnxruntime": load_onnxruntime, "openvino": load_openvino, "tract": 
 
 
 def answer(library: Any, load: Callable[[Any, str], Run], task: dict[str, Any]) -> dict[str, Any]:
+    """What one task gives: outputs by name, or an error in words."""
     try:
         run = load(library, task["model"])
         results: list[list[Any]] = []
@@ -82,6 +87,7 @@ def answer(library: Any, load: Callable[[Any, str], Run], task: dict[str, Any]) 
 
 
 def encoded(outputs: Arrays) -> Arrays:
+    """Outputs as JSON that every NumPy can read back."""
     return {
         name: {
             "dtype": array.dtype.name,
@@ -93,6 +99,7 @@ def encoded(outputs: Arrays) -> Arrays:
 
 
 def main() -> None:
+    """Run a job's tasks and write their answers, each as soon as it is there."""
     name, job, results = sys.argv[1:]
     library = importlib.import_module(name)
     with Path(results).open("a") as file:

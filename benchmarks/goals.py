@@ -1,15 +1,25 @@
-"""What the default file is meant to reach, held against a run's results."""
+"""What the project's default file is meant to reach, held against a run's results.
+
+python benchmarks/goals.py benchmarks/results.json
+"""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
+from onnx_attn.bench.measure.suite import read
+from onnx_attn.bench.report.stats import (
+    TINY_MICROSECONDS,
+    Results,
+    difference,
+    geometric_mean,
+    import_ratio,
+    session_adds,
+)
+from onnx_attn.bench.report.tables import table
 
-from .stats import Results, difference, geometric_mean
-
-# Below this, microseconds are compared by difference: launching nodes is all there is.
-TINY_MICROSECONDS = 50.0
 PARITY = 0.95
 PARITY_LENGTH = 128
 OVER_BARE = {"headline": 5.0, "true-masks": 7.0}
@@ -148,20 +158,6 @@ def _memory(results: Results) -> list[Goal]:
     return found
 
 
-def session_adds(data: dict[str, Any]) -> dict[str, float]:
-    """Microseconds that AttentionSession.run adds, median over the processes, by masks."""
-    return {
-        masks: float(np.median([process["ours"] - process["bare"] for process in found]))
-        for masks, found in data["session"]["run"].items()
-    }
-
-
-def import_ratio(data: dict[str, Any]) -> float:
-    """Import with AttentionSession over import without, medians."""
-    without, with_ours = (np.median(found) for found in data["session"]["imports"].values())
-    return float(with_ours / without)
-
-
 def _session(results: Results) -> list[Goal]:
     if "session" not in results.data:
         return []
@@ -185,3 +181,23 @@ def _load(results: Results) -> list[Goal]:
         return []
     errors = sum(entry["errors"] for entry in results.data["load"])
     return [Goal("load, 1 to 8 clients on one session", "no error", f"{errors}", errors == 0)]
+
+
+def page(found: list[Goal]) -> str:
+    """The goals as Markdown."""
+    met = sum(goal.met for goal in found)
+    rows = [
+        [goal.what, goal.wanted, goal.got, "yes" if goal.met else "**no**", goal.at_bound]
+        for goal in found
+    ]
+    header = ("what", "goal", "measured", "met", "at the bound")
+    return (
+        f"{met} of {len(found)} met. At the bound: the ratio if the two MatMuls were all there is. "
+        "A goal above it is out of reach on that machine.\n\n" + table(header, rows) + "\n"
+    )
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python benchmarks/goals.py RESULTS.json")
+    sys.stdout.write(page(goals(Results(read(Path(sys.argv[1]))))))
