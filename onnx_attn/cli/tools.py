@@ -39,7 +39,7 @@ def tools(
 ) -> None:
     """Let other tools go over exported files and show the largest error of each, or why not.
 
-    Needs the extra "tools". Takes about 5 minutes on two cores.
+    Needs the extra "tools". Takes about 3 minutes on two cores.
     """
     from ..file.disk import write_file
     from ..verify.tools.cases import case_names

@@ -26,52 +26,19 @@ class Limit:
         return tool == self.tool and any(fnmatchcase(file, pattern) for pattern in self.files)
 
 
-# Files whose bodies read constants of the graph around them.
-_BODIES = ("auto*", "dense masks*", "tiled*", "fused*")
-
 LIMITS: tuple[Limit, ...] = (
-    *(
-        Limit(
-            tool,
-            _BODIES,
-            "Nodes in a graph must be topologically sorted",
-            "Our bodies read constants of the graph around them, which it renames or drops.",
-        )
-        for tool in ("compose.add_prefix", "compose: merged twice", "extract_model")
-    ),
-    *(
-        Limit(
-            tool,
-            ("auto causal", "auto masks causal"),
-            "Incompatible dimensions",
-            "A branch of ours that is never taken does not fit the sizes fixed here.",
-        )
-        for tool in ("compose: behind a fixed model", "make_dynamic_shape_fixed")
-    ),
     Limit(
         "quant_pre_process",
         ("auto*", "dense masks*", "tiled", "tiled masks*", "fused masks"),
         "AssertionError",
-        "Its symbolic shape inference fails in bodies: give skip_symbolic_shape=True.",
+        "Its symbolic shape inference loses the types of bodies: give skip_symbolic_shape=True.",
+        "https://github.com/microsoft/onnxruntime/pull/21330",
     ),
     Limit(
         "quantize_static, QDQ",
         ("dense causal",),
         "numbers are off",
         "Its 8-bit range of the scores has to hold the -1e9 of hidden keys: keep that Add out.",
-    ),
-    Limit(
-        "float16, onnxconverter-common",
-        ("auto masks causal",),
-        "TypeInferenceError",
-        "It leaves Cast(to=FLOAT) as it is, though its output becomes float16.",
-        "https://github.com/microsoft/onnxconverter-common/issues/320",
-    ),
-    Limit(
-        "quant_pre_process",
-        ("tiled causal",),
-        "no end within",
-        "Its symbolic shape inference does not end: give skip_symbolic_shape=True.",
     ),
     Limit(
         "OpenVINO",
