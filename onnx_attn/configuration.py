@@ -137,6 +137,11 @@ DIMS = (
     "query_mask_Tq",
     "value_mask_batch",
     "value_mask_Tv",
+    "heads",
+    "bias_batch",
+    "bias_heads",
+    "bias_Tq",
+    "bias_Tv",
 )
 
 
@@ -156,6 +161,8 @@ class ExportOptions:
     schedule: Schedule = "auto"
     opset: int = OLDEST_OPSET
     dims: dict[str, int] | None = field(default=None, hash=False)
+    heads: bool = False
+    bias: bool = False
 
     def __post_init__(self) -> None:
         _true_or_false("key", self.key)
@@ -164,6 +171,8 @@ class ExportOptions:
         one_of("scale", self.scale, get_args(Scale))
         _true_or_false("return_attention_scores", self.return_attention_scores)
         _true_or_false("training", self.training)
+        _true_or_false("heads", self.heads)
+        _true_or_false("bias", self.bias)
         one_of("schedule", self.schedule, get_args(Schedule))
         if type(self.opset) is not int or not OLDEST_OPSET <= self.opset <= NEWEST_OPSET:
             raise InputError(
@@ -181,6 +190,7 @@ class ExportOptions:
             "float64": config.floats.compute == "float64",
             "return_attention_scores=True": self.return_attention_scores,
             "training=True": self.training,
+            "bias=True": self.bias,
         }
         for reason, found in reasons.items():
             if found:
@@ -199,6 +209,9 @@ class ExportOptions:
                 raise InputError(
                     f"dims: there is no dim {name!r}; the dims of a file are {', '.join(DIMS)}"
                 )
+            for option, given in (("heads", self.heads), ("bias", self.bias)):
+                if option in name.split("_") and not given:
+                    raise InputError(f"dims: {name} is a dim of files with {option}=True only")
             if type(size) is not int or size < 1:
                 raise InputError(f"dims: {name} must be a positive integer; received {size!r}")
         sizes = self.dims
@@ -212,6 +225,10 @@ class ExportOptions:
             ("value_mask_batch", "batch"),
             ("query_mask_Tq", "Tq"),
             ("value_mask_Tv", "Tv"),
+            ("bias_batch", "batch"),
+            ("bias_heads", "heads"),
+            ("bias_Tq", "Tq"),
+            ("bias_Tv", "Tv"),
         ):
             fixed = sizes.get(mask, 1)
             if fixed not in (1, sizes.get(dim, fixed)):
@@ -260,6 +277,8 @@ class ExportArguments(TypedDict, total=False):
     schedule: Schedule
     opset: int
     dims: dict[str, int] | None
+    heads: bool
+    bias: bool
 
 
 def with_options(options: ExportOptions, changes: Mapping[str, Any]) -> ExportOptions:
@@ -293,8 +312,12 @@ class TensorSpec:
         return self.dims
 
     def with_dims(self, dims: tuple[str | int, ...]) -> TensorSpec:
-        """This tensor with other dims; the default of a mask follows them."""
-        default = all_true(dims) if self.name.endswith("_mask") else self.default
+        """This tensor with other dims; the default of a mask or a bias follows them."""
+        default = self.default
+        if self.name.endswith("_mask"):
+            default = all_true(dims)
+        elif self.name == "bias":
+            default = no_bias(dims, self.dtype)
         return replace(self, dims=dims, default=default)
 
     def __str__(self) -> str:
@@ -313,6 +336,11 @@ def all_true(dims: tuple[str | int, ...]) -> Array:
     return np.ones([dim if isinstance(dim, int) else 1 for dim in dims], np.bool_)
 
 
+def no_bias(dims: tuple[str | int, ...], dtype: str) -> Array:
+    """The bias that adds nothing: a zero, as often as fixed dims ask for."""
+    return np.zeros([dim if isinstance(dim, int) else 1 for dim in dims], numpy_dtype(dtype))
+
+
 def contract(
     config: LayerConfig, options: ExportOptions, weights: Mapping[str, Array] | None = None
 ) -> Contract:
@@ -326,24 +354,29 @@ def contract(
     def may_be_left_out(given: TensorSpec, default: Array | None) -> TensorSpec:
         return replace(given, optional=optional, default=default)
 
-    inputs = [spec("query", floats.tensor, "batch", "Tq", "dim")]
+    lead = ("batch", "heads") if options.heads else ("batch",)
+    inputs = [spec("query", floats.tensor, *lead, "Tq", "dim")]
     value_dim = "value_dim" if options.key else "dim"
-    inputs.append(spec("value", floats.tensor, "batch", "Tv", value_dim))
+    inputs.append(spec("value", floats.tensor, *lead, "Tv", value_dim))
     if options.key:
-        inputs.append(spec("key", floats.tensor, "batch", "Tv", "dim"))
+        inputs.append(spec("key", floats.tensor, *lead, "Tv", "dim"))
     for owner, length in (("query", "Tq"), ("value", "Tv")):
         if options.masks in ("both", owner):
             mask = spec(f"{owner}_mask", "bool", f"{owner}_mask_batch", f"{owner}_mask_{length}")
             inputs.append(may_be_left_out(mask, all_true(mask.dims)))
+    if options.bias:
+        dims = tuple(f"bias_{dim}" for dim in (*lead, "Tq", "Tv"))
+        bias = spec("bias", floats.tensor, *dims)
+        inputs.append(may_be_left_out(bias, no_bias(bias.dims, bias.dtype)))
     if options.scale == "input":
         for name in config.weight_names:
             weight = spec(name, floats.weight, *config.weight_dims(name))
             inputs.append(may_be_left_out(weight, (weights or {}).get(name)))
     if options.training:
         inputs.append(may_be_left_out(spec("training", "bool"), np.array(False)))
-    outputs = [spec("output", floats.tensor, "batch", "Tq", "value_dim")]
+    outputs = [spec("output", floats.tensor, *lead, "Tq", "value_dim")]
     if options.return_attention_scores:
-        outputs.append(spec("attention_scores", floats.tensor, "batch", "Tq", "Tv"))
+        outputs.append(spec("attention_scores", floats.tensor, *lead, "Tq", "Tv"))
     return Contract({s.name: s for s in inputs}, {s.name: s for s in outputs})
 
 

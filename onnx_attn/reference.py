@@ -21,12 +21,14 @@ def attention(
     scale: Array | float | None = None,
     concat_score_weight: Array | float = 1.0,
     causal: bool = False,
+    bias: Array | None = None,
     compute: str = "float32",
 ) -> tuple[Array, Array]:
     """Output and attention scores of tf.keras.layers.Attention or AdditiveAttention.
 
     Args:
-        query: float[batch, Tq, dim].
+        query: float[batch, Tq, dim], or [batch, heads, Tq, dim]: then value, key and results have
+            an axis of heads as well, and every head reads the same masks.
         value: float[batch, Tv, value_dim].
         key: float[batch, Tv, dim]; None takes `value`.
         query_mask: bool[batch or 1, Tq or 1].
@@ -35,8 +37,10 @@ def attention(
         scale: scalar, or [dim] for "additive"; None leaves it out.
         concat_score_weight: scalar of score_mode="concat".
         causal: hide key j from query i where j > i.
-        compute: type of the arithmetic that is modelled. `score - 1e9` is rounded to it: in
-            float32 that keeps multiples of 64 only, which decides a fully masked row.
+        bias: float, added to the scores before masks hide any; each axis 1 or that of the scores.
+        compute: type of the arithmetic that is modelled. `score + bias` and then `score - 1e9` are
+            rounded to it: in float32 the latter keeps multiples of 64 only, which decides a fully
+            masked row.
 
     Returns:
         output float64[batch, Tq, value_dim] and weights float64[batch, Tq, Tv].
@@ -44,16 +48,19 @@ def attention(
     query, value = query.astype(np.float64), value.astype(np.float64)
     key = value if key is None else key.astype(np.float64)
     scores = raw_scores(query, key, score_mode, scale, concat_score_weight)
+    if bias is not None:
+        scores = (scores.astype(compute) + bias.astype(compute)).astype(np.float64)
     allowed = np.ones(scores.shape, np.bool_)
+    heads = (None,) * (scores.ndim - 3)
     if value_mask is not None:
-        allowed &= value_mask[:, None, :]
+        allowed &= value_mask[:, *heads, None, :]
     if causal:
-        allowed &= np.tri(*scores.shape[1:], dtype=np.bool_)
+        allowed &= np.tri(*scores.shape[-2:], dtype=np.bool_)
     hidden = (scores.astype(compute) + np.array(HIDDEN, compute)).astype(np.float64)
     weights = softmax(np.where(allowed, scores, hidden))
     output = weights @ value
     if query_mask is not None:
-        output = np.where(query_mask[:, :, None], output, 0.0)
+        output = np.where(query_mask[:, *heads, :, None], output, 0.0)
     return output, weights
 
 
@@ -64,11 +71,11 @@ def raw_scores(
     scale: Array | float | None,
     concat_score_weight: Array | float = 1.0,
 ) -> Array:
-    """Scores before masks: [batch, Tq, Tv]."""
+    """Scores before masks: [batch, Tq, Tv] or [batch, heads, Tq, Tv]."""
     factor = np.float64(1.0) if scale is None else np.asarray(scale, np.float64)
     if score_mode == "dot":
-        return (query * factor) @ key.transpose(0, 2, 1)
-    features = query[:, :, None, :] + key[:, None, :, :]  # [batch, Tq, Tv, dim]
+        return (query * factor) @ key.swapaxes(-1, -2)
+    features = query[..., :, None, :] + key[..., None, :, :]  # [batch, Tq, Tv, dim]
     if score_mode == "additive":
         return (np.tanh(features) * factor).sum(-1)
     return np.asarray(concat_score_weight, np.float64) * np.tanh(factor * features).sum(-1)

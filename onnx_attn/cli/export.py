@@ -145,6 +145,24 @@ def export(
             rich_help_panel=FILE,
         ),
     ] = None,
+    heads: Annotated[
+        bool | None,
+        typer.Option(
+            "--heads/--no-heads",
+            help="An axis of heads.",
+            show_default=_default("heads"),
+            rich_help_panel=FILE,
+        ),
+    ] = None,
+    bias: Annotated[
+        bool | None,
+        typer.Option(
+            "--bias/--no-bias",
+            help="Add the input bias, added to the scores.",
+            show_default=_default("bias"),
+            rich_help_panel=FILE,
+        ),
+    ] = None,
     schedule: Annotated[
         str | None,
         typer.Option(
@@ -172,6 +190,8 @@ def export(
         "scale": scale,
         "return_attention_scores": return_attention_scores,
         "training": training,
+        "heads": heads,
+        "bias": bias,
         "schedule": schedule,
         "opset": opset,
         "dims": _sizes(",".join(dims)) if dims else None,

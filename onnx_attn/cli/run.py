@@ -36,6 +36,7 @@ def run(
     key: Annotated[Path | None, typer.Option(metavar="K.npy")] = None,
     query_mask: Annotated[Path | None, typer.Option(metavar="M.npy")] = None,
     value_mask: Annotated[Path | None, typer.Option(metavar="M.npy")] = None,
+    bias: Annotated[Path | None, typer.Option(metavar="B.npy")] = None,
     scale: Annotated[
         str | None, typer.Option(help="A number or .npy, where the file takes it.")
     ] = None,
@@ -67,6 +68,7 @@ def run(
         "key": key,
         "query_mask": query_mask,
         "value_mask": value_mask,
+        "bias": bias,
     }
     feeds.update({name: read_npy(path) for name, path in arrays.items() if path is not None})
     if scale is not None:
@@ -92,7 +94,8 @@ def run(
         scores = results["attention_scores"]
         if not scores.size:
             raise InputError("--plot: attention_scores is empty, there is nothing to draw")
-        save_heatmap(scores[0].astype(np.float32), plot)
+        first = scores.reshape(-1, *scores.shape[-2:])[0]
+        save_heatmap(first.astype(np.float32), plot)
         console.print(f"[green]wrote[/green] {plot}", highlight=False)
 
 

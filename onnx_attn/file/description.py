@@ -113,8 +113,8 @@ def when_left_out(spec: TensorSpec) -> str:
     if spec.default is None and not spec.optional:
         return "error"
     default = "no mask" if spec.name.endswith("_mask") else "the trained value"
-    if spec.name == "training":
-        default = "False"
+    if spec.name in ("training", "bias"):
+        default = "False" if spec.name == "training" else "nothing added"
     return default if spec.optional else f"{default}*"
 
 
@@ -128,6 +128,8 @@ def describe(file: LayerFile) -> str:
         words.append("scores = concat_score_weight * sum_d tanh(scale * (query + key))")
     else:
         words.append(f"scores = {'scale * ' if config.use_scale else ''}query @ key^T")
+    if options.bias:
+        words.append("scores = scores + bias; a key with a bias of -9000 or less is hidden")
     rules = ["value_mask"] if "value_mask" in specs.inputs else []
     rules += ["causal (key j <= query i)"] if config.causal else []
     if rules:
@@ -150,6 +152,8 @@ def describe(file: LayerFile) -> str:
             "a mask is [batch or 1, length or 1], True where a position counts; "
             "[[True]] means no mask"
         )
+    if options.bias:
+        words.append("each axis of bias is 1 or that of the scores; a single 0 adds nothing")
     scalars = [spec for spec in specs.inputs.values() if not spec.dims]
     if scalars:
         words.append(

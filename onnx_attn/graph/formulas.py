@@ -11,10 +11,9 @@ from onnxscript import opset17 as op
 from onnxscript import script
 from onnxscript.values import Opset
 
-FUNCTION_DOMAIN = Opset("onnx_attn", 1)
+from ..configuration import HIDDEN
 
-# What Keras adds to a hidden score.
-HIDDEN = -1e9
+FUNCTION_DOMAIN = Opset("onnx_attn", 1)
 
 
 @script(FUNCTION_DOMAIN, default_opset=op)

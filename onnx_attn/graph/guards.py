@@ -31,6 +31,8 @@ class Rule(Enum):
     SCALE_DIM = "scale_query_and_key_must_have_the_same_dim"
     BATCHES = "batches_and_masks_must_fit_the_query"
     VALUE_MASK = "value_mask_must_fit_the_key"
+    HEADS = "batches_and_heads_must_fit_the_query"
+    BIAS = "bias_must_fit_the_scores"
     FUSED = "query_key_and_value_must_fit"
 
 

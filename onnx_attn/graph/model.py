@@ -11,7 +11,9 @@ from onnxscript import GraphBuilder
 from ..configuration import IR_OF_OPSET, ExportOptions, LayerConfig, LayerFile, TensorSpec
 from .builder import OpBuilder, Results
 from .finish import finish
+from .heads import as_rows, in_heads, unfolded
 from .schedules.auto import auto
+from .schedules.biased import BIASED
 from .schedules.dense import dense
 from .schedules.fused import DOMAIN, fused
 from .schedules.tiled import tiled
@@ -58,7 +60,14 @@ def build_model(file: LayerFile) -> ir.Model:
         given[name] = builder.input(name, kind)
     op: OpBuilder = builder.op
     steps = _steps(config, options, given, {name: weights[name].size for name in constants})
-    results = SCHEDULES[options.schedule](op, steps)
+    if options.bias:
+        results = BIASED[options.schedule](op, as_rows(steps) if options.heads else steps)
+        if options.heads:
+            results = unfolded(op, steps.tensors.query, results)
+    elif options.heads:
+        results = in_heads(op, steps, SCHEDULES[options.schedule])
+    else:
+        results = SCHEDULES[options.schedule](op, steps)
     for spec, value in zip(specs.outputs.values(), results, strict=True):
         result = value
         if steps.compute != ONNX_TYPES[spec.dtype]:
@@ -70,7 +79,8 @@ def build_model(file: LayerFile) -> ir.Model:
     # Last, so that no pass takes a default for a constant, or a weight for another constant.
     values = {name: weights[name] for name in constants}
     for name, spec in specs.inputs.items():
-        if spec.optional and spec.default is not None:
+        if spec.optional:
+            assert spec.default is not None
             values[name] = spec.default
     for name, array in values.items():
         given[name].const_value = ir.tensor(array, name=name)
@@ -98,10 +108,6 @@ def _steps(
     `elements`: how many each trained weight has.
     """
     found = Tensors(**({"key": given["value"]} | given))
-    known: dict[str, int] = {}
-    for dim, (tensor, axis) in AXES.items():
-        size = getattr(found, tensor).shape[axis]
-        if isinstance(size, int):
-            known[dim] = size
+    known = {dim: size for dim, size in options.sizes.items() if dim in (*AXES, "heads")}
     weights = tuple((given[name], count) for name, count in elements.items())
-    return Steps(config, found, options.return_attention_scores, known, weights)
+    return Steps(config, found, options.return_attention_scores, known, weights, options.heads)

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from ..configuration import LayerConfig
 from . import formulas
-from .builder import Form, OpBuilder, Results, subgraph
+from .builder import Form, OpBuilder, Results, branching, subgraph
 from .guards import Rule, fits, rule
 from .sizes import Size, Truth
 
@@ -32,8 +32,8 @@ AXES = {
 class Tensors:
     """The values a schedule reads.
 
-    `value_mask`, `query_mask`, `scale`, `concat_score_weight` and `training` are None where the
-    file has none of them.
+    `value_mask`, `query_mask`, `scale`, `concat_score_weight`, `training` and `bias` are None where
+    the file has none of them.
     """
 
     query: ir.Value
@@ -44,6 +44,7 @@ class Tensors:
     scale: ir.Value | None = None
     concat_score_weight: ir.Value | None = None
     training: ir.Value | None = None
+    bias: ir.Value | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class Steps:
     """The layer's formulas for one configuration, on whole tensors or on blocks of them.
 
     `known` holds the sizes that are fixed in the file, by dim name. `weights` are the trained
-    values that bodies may read (see `tied`).
+    values that bodies may read (see `tied`). `heads`: whether the tensors have an axis of heads
+    after the batch. `renamed`: what declared dims are called where heads are rows of the batch.
     """
 
     config: LayerConfig
@@ -59,6 +61,8 @@ class Steps:
     scores_wanted: bool = False
     known: Mapping[str, int] = field(default_factory=dict[str, int])
     weights: tuple[tuple[ir.Value, int], ...] = ()
+    heads: bool = False
+    renamed: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def compute(self) -> ir.DataType:
@@ -280,12 +284,14 @@ class Steps:
         def kept(op: OpBuilder) -> ir.Value:
             return op.Identity(weights)
 
-        return op.If(
+        (result,) = branching(
+            op,
             self.tensors.training,
-            then_branch=subgraph(op, dropped, [self.value_named("weights_dropped", *dims)]),
-            else_branch=subgraph(op, kept, [self.value_named("weights_kept", *dims)]),
-            _outputs=["weights_in_training"],
+            subgraph(op, dropped, [self.value_named("weights_dropped", *dims)]),
+            subgraph(op, kept, [self.value_named("weights_kept", *dims)]),
+            ["weights_in_training"],
         )
+        return result
 
     def value_named(self, name: str, *dims: str | None) -> ir.Value:
         """A declaration of a subgraph's input or output in the type of the arithmetic."""
@@ -293,7 +299,7 @@ class Steps:
 
     def shape(self, *dims: str | None) -> ir.Shape:
         """A declared shape, in fixed sizes where the file fixes them."""
-        return ir.Shape([dim if dim is None else self.known.get(dim, dim) for dim in dims])
+        return ir.Shape([dim and self.known.get(dim, self.renamed.get(dim, dim)) for dim in dims])
 
     def branches(
         self,
@@ -315,10 +321,5 @@ class Steps:
                 outputs.append(self.value_named(f"weights_{name}", "batch", "Tq", "Tv"))
             return subgraph(op, form, outputs)
 
-        results = op.If(
-            condition,
-            then_branch=branch(*then),
-            else_branch=branch(*otherwise),
-            _outputs=["attended", "weights"][: 1 + self.scores_wanted],
-        )
-        return tuple(results) if self.scores_wanted else (results,)
+        names = ["attended", "weights"][: 1 + self.scores_wanted]
+        return branching(op, condition, branch(*then), branch(*otherwise), names)

@@ -190,6 +190,10 @@ class _AttentionLayer:
                 needs ONNX Runtime.
             opset: 17 to 21; 17 loads in ONNX Runtime 1.12 and later.
             dims: sizes to fix by dim name, like {"batch": 1, "dim": 64}.
+            heads: an axis of heads after the batch: query [batch, heads, Tq, dim], and so on.
+                Masks stay [batch, T].
+            bias: add the input bias, which is added to the scores before masks hide any: float
+                [batch or 1, Tq or 1, Tv or 1], with heads [batch or 1, heads or 1, ..].
 
         What is left out takes its value of `export_defaults`, else that of `ExportOptions`.
 

@@ -97,8 +97,8 @@ def check_shapes(
     """Raise InputError unless the shapes fit each other and the specs.
 
     `shapes` holds those of `specs` that were given. Shared dim names must have one size; `dim` is
-    at least 1; a mask may be [1 or batch, 1 or length]. `fixed_dim` is the length of a scale
-    vector that the file holds.
+    at least 1; a mask may be [1 or batch, 1 or length], each axis of a bias 1 or that of the
+    scores. `fixed_dim` is the length of a scale vector that the file holds.
     """
     sizes: dict[str, tuple[int, str]] = {}
     if fixed_dim is not None and "scale" not in shapes:
@@ -118,7 +118,7 @@ def check_shapes(
                         f"with that dim fixed at {dim}: give that size, or export with free dims"
                     )
                 continue
-            if name in MASK_OF:
+            if name in MASK_OF or name == "bias":
                 continue
             known, owner = sizes.setdefault(dim, (size, name))
             if known != size:
@@ -135,13 +135,29 @@ def check_shapes(
     for name, (owner, _) in MASK_OF.items():
         if name in shapes:
             _check_mask(specs[name], shapes, owner)
+    if "bias" in shapes:
+        _check_bias(specs["bias"], shapes)
+
+
+def _check_bias(spec: TensorSpec, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise InputError unless each dim of the bias is 1 or that of the scores."""
+    shape, query = shapes["bias"], shapes["query"]
+    scores = (*query[:-1], shapes["value"][-2])
+    if all(size in (1, wanted) for size, wanted in zip(shape, scores, strict=True)):
+        return
+    wanted = ", ".join(f"{size} or 1" for size in scores)
+    raise InputError(
+        f"bias: expected {spec.dtype}[{wanted}], as query is {list(query)} and value "
+        f"{list(shapes['value'])}; received shape {list(shape)}. Each axis of a bias is 1 or that "
+        "of the scores"
+    )
 
 
 def _check_mask(spec: TensorSpec, shapes: Mapping[str, tuple[int, ...]], owner: str) -> None:
     shape, owner_shape = shapes[spec.name], shapes[owner]
     if _fits(shape, owner_shape):
         return
-    batch, length = owner_shape[0], owner_shape[1]
+    batch, length = owner_shape[0], owner_shape[-2]
     other, other_owner = ("query_mask", "query") if owner == "value" else ("value_mask", "value")
     if _fits(shape, shapes[other_owner]):
         fix = f"It fits {other_owner}: are {spec.name} and {other} swapped?"
@@ -158,7 +174,7 @@ def _check_mask(spec: TensorSpec, shapes: Mapping[str, tuple[int, ...]], owner: 
 
 
 def _fits(mask: tuple[int, ...], owner: tuple[int, ...]) -> bool:
-    return mask[0] in (1, owner[0]) and mask[1] in (1, owner[1])
+    return mask[0] in (1, owner[0]) and mask[1] in (1, owner[-2])
 
 
 def _rank_fix(spec: TensorSpec, shape: tuple[int, ...]) -> str:
@@ -168,10 +184,19 @@ def _rank_fix(spec: TensorSpec, shape: tuple[int, ...]) -> str:
         return "A mask is [batch, length]; [[True]] means no mask"
     if not spec.dims:
         return f"Give a scalar: {spec.name}.item()" if shape == (1,) else "Give a scalar"
+    if spec.name == "bias":
+        return f"Give an array of rank {len(spec.dims)}; an axis of 1 serves all"
+    if "heads" in spec.dims or len(spec.dims) == 4:
+        if len(shape) == 3:
+            return f"Add the axis of heads: {spec.name}[:, None], or export without heads"
+        return f"Give an array of rank {len(spec.dims)}"
     if len(spec.dims) == 1:
         return f"Give a vector with one entry per feature: [{spec.dims[0]}]"
     if len(shape) == 2:
         return f"Add the batch axis: {spec.name}[None]"
+    if len(shape) == 4:
+        folded = f"{spec.name}.reshape(-1, *{spec.name}.shape[-2:])"
+        return f"Fold the leading axes: {folded}; or export the layer with heads=True"
     if len(shape) > 3:
         return f"Fold the leading axes: {spec.name}.reshape(-1, *{spec.name}.shape[-2:])"
     return f"Give an array of rank {len(spec.dims)}"
@@ -180,13 +205,14 @@ def _rank_fix(spec: TensorSpec, shape: tuple[int, ...]) -> str:
 def _size_fix(dim: str, name: str, owner: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
     key, value, query = shapes.get("key"), shapes.get("value"), shapes.get("query")
     if dim == "dim" and name == "key" and value is not None and query is not None:
-        if len(value) == 3 and value[2] == query[2]:
+        if len(value) == len(query) and value[-1] == query[-1]:
             return "Are key and value swapped? The order is query, value, key"
         return "query and key must have the same last axis"
     if dim == "dim":
         return f"{owner} and {name} must have the same last axis"
     if dim == "Tv" and key is not None and value is not None:
-        if query is not None and key[1] == query[1] and name == "key" and value[1] != query[1]:
+        queries, keys, values = query and query[-2], key[-2], value[-2]
+        if name == "key" and keys == queries != values:
             return "Are query and value swapped? The order is query, value, key"
         return "key and value must have the same length: one value for each key"
     return f"{owner} and {name} must have the same {dim}"

@@ -184,11 +184,13 @@ class AttentionSession:
         scale: object = None,
         concat_score_weight: object = None,
         training: object = None,
+        bias: object = None,
     ) -> Array | tuple[Array, ...]:
         """Run the file by Keras's words.
 
         Args:
-            query: float[batch, Tq, dim] in the file's dtype.
+            query: float[batch, Tq, dim] in the file's dtype; [batch, heads, Tq, dim] where it was
+                exported with heads=True, and so on.
             value: float[batch, Tv, value_dim].
             key: float[batch, Tv, dim]; None takes `value`.
             query_mask: bool[batch or 1, Tq or 1]; None means all True.
@@ -197,6 +199,8 @@ class AttentionSession:
                 the trained one.
             concat_score_weight: scalar, as `scale`.
             training: bool, if the file takes it; None means False.
+            bias: float[batch or 1, Tq or 1, Tv or 1], with heads [batch or 1, heads or 1, ..], if
+                the file takes it; None adds nothing.
 
         Returns:
             output float[batch, Tq, value_dim]; with attention_scores float[batch, Tq, Tv] in a
@@ -214,6 +218,7 @@ class AttentionSession:
             ("scale", scale),
             ("concat_score_weight", concat_score_weight),
             ("training", training),
+            ("bias", bias),
         ):
             if given is not None:
                 feeds[name] = given
@@ -233,8 +238,8 @@ class AttentionSession:
 
         Args:
             feeds: arrays or `onnxruntime.OrtValue`s by input name, as `.inputs` lists them. A
-                missing key is fed `value`; missing masks, scale and training take their
-                defaults. onnx_attn.session.feeds says which arrays are taken.
+                missing key is fed `value`; missing masks, scale, training and bias take
+                their defaults. onnx_attn.session.feeds says which arrays are taken.
             outputs: names of the outputs wanted, in that order; None means all.
             ort_values: return OrtValues that stay on the session's device, not arrays.
 

@@ -56,6 +56,7 @@ def test_export_takes_every_option_of_layer_and_file(tmp_path: Path) -> None:
         *("--dtype", "float64", "--name", "decoder", "--no-key", "--masks", "value"),
         *("--inputs", "optional", "--scale", "input", "--return-attention-scores", "--training"),
         *("--schedule", "dense", "--opset", "19", "--dims", "batch=2,dim=8"),
+        *("--heads", "--bias"),
     )
     assert result.exit_code == 0, text_of(result)
     layer = Attention.load(path)
@@ -79,6 +80,8 @@ def test_export_takes_every_option_of_layer_and_file(tmp_path: Path) -> None:
         "schedule": "dense",
         "opset": 19,
         "dims": {"batch": 2, "dim": 8},
+        "heads": True,
+        "bias": True,
     }
 
 
@@ -95,6 +98,25 @@ def test_export_additive(tmp_path: Path) -> None:
     result = onnx_attn("export", path, "--layer", "additive", "--scale-value", scale)
     assert result.exit_code == 0, text_of(result)
     np.testing.assert_array_equal(AdditiveAttention.load(path).get_weights()[0], np.arange(4.0))
+
+
+def test_heads_and_a_bias_on_the_command_line(tmp_path: Path) -> None:
+    path, rng = tmp_path / "a.onnx", np.random.default_rng(0)
+    assert onnx_attn("export", path, "--heads", "--bias").exit_code == 0
+    tensor = rng.standard_normal((2, 3, 5, 4)).astype(np.float32)
+    bias = rng.standard_normal((1, 3, 5, 5)).astype(np.float32)
+    np.savez(tmp_path / "in.npz", query=tensor, value=tensor)
+    np.save(tmp_path / "bias.npy", bias)
+    arguments = ("run", path, tmp_path / "in.npz", "--bias", tmp_path / "bias.npy")
+    result = onnx_attn(*arguments, "-o", tmp_path / "out.npz")
+    assert result.exit_code == 0, text_of(result)
+    wanted, _ = attention(tensor, tensor, bias=bias)
+    got = np.load(tmp_path / "out.npz")["output"]
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+    np.save(tmp_path / "bias.npy", bias[..., :4])
+    refused = onnx_attn(*arguments)
+    assert refused.exit_code == 2
+    assert "bias: expected float32[2 or 1, 3 or 1, 5 or 1, 5 or 1]" in text_of(refused)
 
 
 def test_run_from_npz_and_from_single_arrays(

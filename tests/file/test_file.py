@@ -31,8 +31,11 @@ ALLOWED = {
     "Einsum",
     "Equal",
     "Expand",
+    "Flatten",
     "Gather",
     "Gemm",
+    "Greater",
+    "GreaterOrEqual",
     "Identity",
     "If",
     "Less",
@@ -41,9 +44,11 @@ ALLOWED = {
     "Min",
     "Mul",
     "NonZero",
+    "Not",
     "Or",
     "Pad",
     "Range",
+    "ReduceMax",
     "ReduceMin",
     "ReduceProd",
     "ReduceSum",
@@ -53,6 +58,7 @@ ALLOWED = {
     "Size",
     "Slice",
     "Softmax",
+    "Split",
     "Squeeze",
     "Sub",
     "Tanh",
@@ -61,7 +67,7 @@ ALLOWED = {
     "Unsqueeze",
     "Where",
 }
-TRAINING = {"RandomUniformLike", "GreaterOrEqual", "Identity"}
+TRAINING = {"RandomUniformLike"}
 
 
 def layers() -> list[Any]:
@@ -97,6 +103,10 @@ def files() -> list[tuple[Any, dict[str, Any]]]:
                     "scale": "input" if layer.get_weights() and masks == "both" else "constant",
                 }
                 made.append((layer, options))
+        made.append((layer, {"heads": True, "training": False}))
+        for schedule in ("auto", "tiled"):
+            options = {"heads": True, "bias": True, "training": True, "schedule": schedule}
+            made.append((layer, options))
     return made
 
 

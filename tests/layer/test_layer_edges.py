@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import re
 from dataclasses import MISSING, fields
 from pathlib import Path
 
@@ -47,6 +49,15 @@ def test_export_options_have_one_list() -> None:
         documented = inspect.getdoc(kind.to_onnx) or ""
         for name in OPTIONS:
             assert f"    {name}: " in documented
+
+
+def test_the_page_lists_every_export_option() -> None:
+    page = (Path(__file__).parents[2] / "docs/format.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| .* \| `([^`]*)` \| `(--[a-z-]+)", page, re.MULTILINE)
+    assert [name for name, _, _ in rows] == OPTIONS
+    for (_, default, option), field in zip(rows, fields(ExportOptions), strict=True):
+        assert ast.literal_eval(default) == field.default
+        assert option == "--" + field.name.replace("_", "-")
 
 
 def test_the_command_line_takes_every_export_option() -> None:

@@ -386,7 +386,7 @@ def test_weights_that_do_not_fit(layer: Any, weights: Any, words: str) -> None:
         ({"opset": "17"}, "opset must be"),
         ({"schedule": "fast"}, "schedule must be one of"),
         ({"dims": {"batch": 0}}, "dims: batch must be a positive integer"),
-        ({"dims": {"heads": 2}}, "there is no dim 'heads'"),
+        ({"dims": {"depth": 2}}, "there is no dim 'depth'"),
         ({"dims": [1]}, "dims must be a dict"),
         ({"dims": {"Tv": 3, "value_mask_Tv": 2}}, "value_mask_Tv must be 1 or equal to Tv=3"),
         ({"key": False, "dims": {"dim": 3, "value_dim": 4}}, "with key=False the value is the key"),

@@ -43,3 +43,6 @@ PART_SCORES = 2**22
 # "Causal parts under a value mask". Of so many keys a value mask shows one at least, where parts
 # beat rows cut to their lengths.
 SHOWN_ONE_OF = 2
+
+# "The walk over a bias". Queries of a block, where it has not too many scores.
+WALK_BLOCK = 256

@@ -22,7 +22,7 @@ from typing import Any
 import onnx_ir as ir
 
 from .. import formulas, sizes
-from ..builder import OpBuilder, Results, subgraph
+from ..builder import OpBuilder, Results, branching, scanned, subgraph
 from ..formulas import HIDDEN
 from ..guards import Rule, guarded, mask_of_rows, rule
 from ..sizes import Size
@@ -80,13 +80,12 @@ def walk(op: OpBuilder, steps: Steps) -> Results:
     def row(op: OpBuilder, *views: ir.Value) -> Results:
         return plan.row(op, **dict(zip(rows, views, strict=True)))
 
-    results = op.Scan(
-        *(tensor for tensor, _, _ in rows.values()),
-        body=subgraph(op, row, plan.outputs("row", "Tq"), views),
-        num_scan_inputs=len(rows),
-        _outputs=["attended", "weights"][: 1 + steps.scores_wanted],
+    results = scanned(
+        op,
+        [tensor for tensor, _, _ in rows.values()],
+        subgraph(op, row, plan.outputs("row", "Tq"), views),
+        ["attended", "weights"][: 1 + steps.scores_wanted],
     )
-    results = tuple(results) if steps.scores_wanted else (results,)
     rule(results[0], "attended", Rule.BATCHES)
     return results
 
@@ -166,13 +165,13 @@ class Walk:
                 for both in zip(*parts, strict=True)
             )
 
-        results = op.If(
+        return branching(
+            op,
             op.Equal(op.Squeeze(fully_masked), 0, _outputs=["all_queries_see"]),
-            then_branch=subgraph(op, all_see, self.outputs("all_see", "Tq")),
-            else_branch=subgraph(op, some_see_none, self.outputs("some_fully_masked", "Tq")),
-            _outputs=self.names("of_row"),
+            subgraph(op, all_see, self.outputs("all_see", "Tq")),
+            subgraph(op, some_see_none, self.outputs("some_fully_masked", "Tq")),
+            self.names("of_row"),
         )
-        return tuple(results) if self.steps.scores_wanted else (results,)
 
     def seeing(self, op: OpBuilder, query: ir.Value, query_length: Size, window: Window) -> Results:
         """Queries that each see a key, in blocks."""
@@ -197,13 +196,13 @@ class Walk:
             return in_blocks(op)
         if window.unbroken is None:
             return in_lanes(op)
-        output = op.If(
+        return branching(
+            op,
             window.unbroken,
-            then_branch=subgraph(op, in_lanes, self.outputs("in_lanes", "Tq")),
-            else_branch=subgraph(op, in_blocks, self.outputs("in_blocks", "Tq")),
-            _outputs=["attended_of_row"],
+            subgraph(op, in_lanes, self.outputs("in_lanes", "Tq")),
+            subgraph(op, in_blocks, self.outputs("in_blocks", "Tq")),
+            ["attended_of_row"],
         )
-        return (output,)
 
     def in_lanes(
         self,
@@ -357,15 +356,15 @@ class Walk:
         for name in ("before", "end")[: len(inputs) - 1]:
             kind = ir.TensorType(ir.DataType.INT64)
             views.append(ir.Value(name=name, shape=ir.Shape([1]), type=kind))
-        results = op.Scan(
-            *inputs,
-            body=subgraph(op, body, self.outputs("of_block", "block"), views),
-            num_scan_inputs=len(inputs),
-            _outputs=self.names("of_blocks"),
+        results = scanned(
+            op,
+            inputs,
+            subgraph(op, body, self.outputs("of_block", "block"), views),
+            self.names("of_blocks"),
         )
         rows = sizes.mul(op, count, self.block, "rows")
         whole: list[ir.Value] = []
-        for result in results if self.steps.scores_wanted else (results,):
+        for result in results:
             flat = op.Reshape(result, sizes.vector(op, rows, -1))
             if rows != query_length:
                 flat = op.Slice(flat, [0], sizes.in_graph(query_length), [0])

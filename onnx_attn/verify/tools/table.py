@@ -15,7 +15,7 @@ from .cell import Outcome, measure
 from .expected import Limit
 from .tool import Case, Tool
 
-SECONDS = 60.0
+SECONDS = 300.0
 PACKAGES = (
     "onnx",
     "onnxscript",
