@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
+from ...configuration import Schedule
 from ...layer import Attention
 from ...reference import attention
 from .tool import Array, Arrays, Call, Case
@@ -15,7 +16,7 @@ SMALL = {"batch": 2, "Tq": 7, "Tv": 7, "dim": 8, "value_dim": 8}
 # Long enough that "auto" and "tiled" walk in blocks, with a rest.
 LONG = {"batch": 1, "Tq": 601, "Tv": 703, "dim": 8, "value_dim": 8}
 
-SCHEDULES = ("auto", "dense", "tiled", "fused")
+SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 
 
 def case_names() -> list[str]:
@@ -36,7 +37,7 @@ def answer(feeds: Arrays, causal: bool) -> Array:
     return attention(feeds["query"], feeds["value"], feeds["key"], causal=causal, **masks)[0]
 
 
-def _grid() -> list[tuple[str, str, bool, bool]]:
+def _grid() -> list[tuple[str, Schedule, bool, bool]]:
     return [
         (schedule + " masks" * masks + " causal" * causal, schedule, masks, causal)
         for schedule in SCHEDULES
@@ -46,7 +47,7 @@ def _grid() -> list[tuple[str, str, bool, bool]]:
     ]
 
 
-def _case(folder: Path, name: str, schedule: str, masks: bool, causal: bool) -> Case:
+def _case(folder: Path, name: str, schedule: Schedule, masks: bool, causal: bool) -> Case:
     path = folder / f"{name.replace(' ', '-')}.onnx"
     chosen = "both" if masks else "none"
     Attention(causal=causal).export(path, schedule=schedule, masks=chosen)
