@@ -29,6 +29,12 @@ def can_plot() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
+def require_matplotlib(what: str = "a picture") -> None:
+    """Raise OnnxAttnError if matplotlib is not installed; `what` needs it."""
+    if not can_plot():
+        raise OnnxAttnError(f"{what} needs matplotlib. Fix: {INSTALL_HINT}")
+
+
 def save_heatmap(
     scores: npt.NDArray[Any],
     path: str | Path,
@@ -79,10 +85,8 @@ def save_heatmap(
                 f"{name}: expected {length} for scores {list(scores.shape)}; "
                 f"received {len(given)}. Fix: give one for each position."
             )
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise OnnxAttnError(f"a picture needs matplotlib. Fix: {INSTALL_HINT}") from error
+    require_matplotlib()
+    from matplotlib.figure import Figure
 
     rows, columns = scores.shape
     written = max(rows, columns) <= _MAX_WRITTEN

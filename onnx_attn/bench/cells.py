@@ -27,7 +27,8 @@ class Cell:
 
     `padding` is the value mask: "ragged" keeps the first positions of each batch row, "front" the
     last ones, as Keras's pad_sequences does by default. `tiny` cells take some 50 us or less where
-    differences count, not ratios: they are run in more processes.
+    differences count, not ratios: they are run in more processes. `fixed`: files are written for
+    this one shape.
     """
 
     mode: str
@@ -39,6 +40,7 @@ class Cell:
     padding: Padding = "none"
     scores: bool = False
     tiny: bool = False
+    fixed: bool = False
 
     @property
     def shape(self) -> str:
@@ -99,7 +101,12 @@ def _cells() -> tuple[Cell, ...]:
         Cell("scores", 16, 512, 512, 64, scores=True),
         Cell("causal scores", 16, 512, 512, 64, causal=True, scores=True),
     ]
-    return (*plain, *decode, *causal, *ragged, *both, *rest)
+    fixed = [
+        Cell("fixed", 1, 16, 16, 64, tiny=True, fixed=True),
+        Cell("fixed", 1, 512, 512, 64, fixed=True),
+        Cell("fixed causal", 16, 512, 512, 64, causal=True, fixed=True),
+    ]
+    return (*plain, *decode, *causal, *ragged, *both, *rest, *fixed)
 
 
 CELLS = _cells()
@@ -107,6 +114,7 @@ CELLS = _cells()
 QUICK_CELLS = (
     Cell("plain", 1, 16, 16, 64, tiny=True),
     Cell("plain", 4, 128, 128, 64),
+    Cell("fixed", 1, 16, 16, 64, tiny=True, fixed=True),
     Cell("decode", 8, 1, 50, 64, tiny=True),
     Cell("causal", 1, 512, 512, 64, causal=True),
     Cell("ragged", 4, 256, 256, 64, padding="ragged"),

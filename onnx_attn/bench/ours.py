@@ -22,10 +22,12 @@ def our_model(cell: Cell, schedule: str, *, no_mask_given: bool = False) -> byte
     from ..layer.attention import Attention
 
     masks = "none" if cell.padding == "none" else "value"
+    sizes = {"batch": cell.batch, "Tq": cell.Tq, "Tv": cell.Tv, "dim": cell.dim}
     model = Attention(causal=cell.causal).to_onnx(
         masks="both" if no_mask_given else masks,
         schedule=cast("Schedule", schedule),
         return_attention_scores=cell.scores,
+        dims=sizes | {"value_dim": cell.dim} if cell.fixed else None,
     )
     return model.SerializeToString()
 

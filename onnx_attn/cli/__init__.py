@@ -20,6 +20,7 @@ COMMANDS = (
     "bench",
     "doctor",
     "demo",
+    "tools",
 )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
@@ -10,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..doctor import Report, examine
-from .app import command, console
+from .app import command, console, write_json
 
 
 @command("doctor", "onnx-attn doctor", "onnx-attn doctor --json")
@@ -23,7 +22,7 @@ def doctor(
     """
     report = examine()
     if as_json:
-        typer.echo(json.dumps(report.as_dict(), indent=2))
+        write_json(report.as_dict())
     else:
         _show(report)
     if not report.healthy:

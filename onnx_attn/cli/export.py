@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from ..configuration import DTYPES
+from ..configuration import DTYPES, ExportOptions
 from ..errors import InputError
 from .app import command, console
 
@@ -16,6 +16,14 @@ LAYER = "The layer"
 FILE = "The file"
 WEIGHTS = "The weights"
 KERAS = "From Keras"
+
+_DEFAULTS = vars(ExportOptions())
+
+
+def _default(name: str) -> str:
+    """The default of a file's option, for the help: a file from Keras may have another."""
+    value = _DEFAULTS[name]
+    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
 
 
 @command(
@@ -35,8 +43,8 @@ def export(
         bool | None,
         typer.Option(
             "--use-scale/--no-use-scale",
-            help="Multiply the scores by a weight; the default of attention is no, "
-            "of additive yes.",
+            help="Multiply the scores by a weight.",
+            show_default="no for attention, yes for additive",
             rich_help_panel=LAYER,
         ),
     ] = None,
@@ -59,6 +67,7 @@ def export(
         str | None,
         typer.Option(
             help="The trained scale: a number, or a .npy file for additive.",
+            show_default="1 for attention",
             rich_help_panel=WEIGHTS,
         ),
     ] = None,
@@ -68,6 +77,7 @@ def export(
             "--concat-score-weight-value",
             "--concat-score-weight",
             help="The trained concat_score_weight.",
+            show_default="1",
             rich_help_panel=WEIGHTS,
         ),
     ] = None,
@@ -85,21 +95,36 @@ def export(
     ] = None,
     key: Annotated[
         bool | None,
-        typer.Option("--key/--no-key", help="Key as an input of its own.", rich_help_panel=FILE),
+        typer.Option(
+            "--key/--no-key",
+            help="Key as an input of its own.",
+            show_default=_default("key"),
+            rich_help_panel=FILE,
+        ),
     ] = None,
     masks: Annotated[
-        str | None, typer.Option(help="both, value, query or none.", rich_help_panel=FILE)
+        str | None,
+        typer.Option(
+            help="both, value, query or none.",
+            show_default=_default("masks"),
+            rich_help_panel=FILE,
+        ),
     ] = None,
     inputs: Annotated[
         str | None,
         typer.Option(
             help="required, or optional: masks, scale, training may be left out.",
+            show_default=_default("inputs"),
             rich_help_panel=FILE,
         ),
     ] = None,
     scale: Annotated[
         str | None,
-        typer.Option(help="Weights as constant, or as input.", rich_help_panel=FILE),
+        typer.Option(
+            help="Weights as constant, or as input.",
+            show_default=_default("scale"),
+            rich_help_panel=FILE,
+        ),
     ] = None,
     return_attention_scores: Annotated[
         bool | None,
@@ -107,34 +132,49 @@ def export(
             "--return-attention-scores/--no-return-attention-scores",
             "--scores/--no-scores",
             help="Add the output attention_scores.",
+            show_default=_default("return_attention_scores"),
             rich_help_panel=FILE,
         ),
     ] = None,
     training: Annotated[
         bool | None,
         typer.Option(
-            "--training/--no-training", help="Add the input training.", rich_help_panel=FILE
+            "--training/--no-training",
+            help="Add the input training.",
+            show_default=_default("training"),
+            rich_help_panel=FILE,
         ),
     ] = None,
     heads: Annotated[
         bool | None,
-        typer.Option("--heads/--no-heads", help="An axis of heads.", rich_help_panel=FILE),
+        typer.Option(
+            "--heads/--no-heads",
+            help="An axis of heads.",
+            show_default=_default("heads"),
+            rich_help_panel=FILE,
+        ),
     ] = None,
     bias: Annotated[
         bool | None,
         typer.Option(
             "--bias/--no-bias",
             help="Add the input bias, added to the scores.",
+            show_default=_default("bias"),
             rich_help_panel=FILE,
         ),
     ] = None,
     schedule: Annotated[
         str | None,
         typer.Option(
-            help="How the scores are walked: auto, dense, tiled, fused.", rich_help_panel=FILE
+            help="How the scores are walked: auto, dense, tiled, fused.",
+            show_default=_default("schedule"),
+            rich_help_panel=FILE,
         ),
     ] = None,
-    opset: Annotated[int | None, typer.Option(help="17 to 21.", rich_help_panel=FILE)] = None,
+    opset: Annotated[
+        int | None,
+        typer.Option(help="17 to 21.", show_default=_default("opset"), rich_help_panel=FILE),
+    ] = None,
     dims: Annotated[
         list[str] | None,
         typer.Option(

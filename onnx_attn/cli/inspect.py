@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
+from rich.padding import Padding
 from rich.table import Column, Table
+from rich.text import Text
 
-from .app import command, console
+from .app import command, console, write_json
 
 
 @command(
@@ -36,13 +37,13 @@ def inspect(
 
         rows = describe_layers(file, config)
         if as_json:
-            typer.echo(json.dumps(rows, indent=2))
+            write_json(rows)
         else:
-            console.print(_keras_table(file, rows))
+            _print_layers(file, rows)
         return
     facts = describe_file(file)
     if as_json:
-        typer.echo(json.dumps(facts, indent=2))
+        write_json(facts)
         return
     _print_contract(file, facts)
 
@@ -88,24 +89,18 @@ def _shape(dims: list[str | int]) -> str:
     return f"\\[{', '.join(map(str, dims))}]"
 
 
-def _keras_table(file: Path, rows: list[dict[str, Any]]) -> Table:
-    table = Table(
-        *(
-            Column(name, overflow="fold")
-            for name in ("layer", "what it is", "weights", "export options")
-        ),
-        title=file.name,
-    )
+def _print_layers(file: Path, rows: list[dict[str, Any]]) -> None:
+    console.print(f"{file.name}: {len(rows)} attention layers", highlight=False, markup=False)
     for row in rows:
         arguments = {k: v for k, v in row["config"].items() if k != "name"}
-        cells = (
-            row["layer"],
+        console.print()
+        console.print(Text(row["layer"], "bold"))
+        for line in (
             f"{row['class']}({_words(arguments)})",
-            _words(row["weights"]),
-            _words(row["export_defaults"]),
-        )
-        table.add_row(*(cell.replace("[", "\\[") for cell in cells), end_section=True)
-    return table
+            f"weights: {_words(row['weights']) or 'none'}",
+            f"exported with: {_words(row['export_defaults']) or 'the defaults'}",
+        ):
+            console.print(Padding(Text(line), (0, 0, 0, 2)))
 
 
 def _words(values: dict[str, Any]) -> str:

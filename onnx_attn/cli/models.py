@@ -10,12 +10,9 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from .app import app, command, console
+from .app import command, console, group
 
-models = typer.Typer(
-    help="The catalogue: models with test vectors.", no_args_is_help=True, rich_markup_mode="rich"
-)
-app.add_typer(models, name="models")
+models = group("models", "The catalogue: models with test vectors.")
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of the catalogue.")]
 

@@ -33,6 +33,7 @@ def read_npz(path: Path) -> dict[str, Array]:
         with arrays:
             return {name: arrays[name] for name in arrays.files}
     except Exception as error:  # zipfile, zlib and NumPy each have their own for damaged bytes
+        _refuse_objects(path, error)
         raise InputError(f"{path} is damaged: {error}") from error
 
 
@@ -42,8 +43,18 @@ def _load(path: Path) -> Any:
         # From memory: where an archive is damaged, np.load leaves a file it opened open.
         return np.load(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # as above
+        _refuse_objects(path, error)
         raise InputError(
             f"{path} is not a .npy or .npz file of plain arrays, or is cut short"
+        ) from error
+
+
+def _refuse_objects(path: Path, error: Exception) -> None:
+    # NumPy would have to unpickle them, which runs code from the file.
+    if isinstance(error, ValueError) and str(error).startswith("Object arrays"):
+        raise InputError(
+            f"{path} holds an array of Python objects, which is not read: save arrays of numbers "
+            "or booleans, of one shape in each row"
         ) from error
 
 

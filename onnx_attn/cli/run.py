@@ -26,7 +26,7 @@ def run(
     file: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="File to run.")],
     inputs: Annotated[
         Path | None,
-        typer.Argument(metavar="[INPUTS.npz]", help="Arrays by the file's input names."),
+        typer.Argument(metavar="INPUTS.npz", help="Arrays by the file's input names."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="OUT.npz", help="Write the outputs.")
@@ -56,6 +56,10 @@ def run(
 
     Arrays must have the file's dtype: nothing is cast.
     """
+    if plot is not None:
+        from ..plot import require_matplotlib
+
+        require_matplotlib("--plot")
     session = AttentionSession(file, device=device)
     feeds: dict[str, Any] = {} if inputs is None else dict(read_npz(inputs))
     arrays = {

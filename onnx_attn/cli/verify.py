@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +14,7 @@ from rich.table import Table
 from ..configuration import one_of
 from ..errors import InputError, OnnxAttnError
 from ..file.disk import read_text, write_text
-from .app import command, console
+from .app import command, console, write_json
 
 if TYPE_CHECKING:
     from ..verify.run import Verification
@@ -90,7 +89,7 @@ def verify(
     if table_file is not None:
         _write(table_file, result)
     if as_json:
-        typer.echo(json.dumps(to_json(result), indent=1))
+        write_json(to_json(result))
     else:
         _show(result)
     if not result.passed:

@@ -124,8 +124,11 @@ def _leave_types_to_inference(model: ir.Model) -> None:
 
 
 def _constant_name(value: ir.Value) -> str:
+    """What it holds, as an identifier: onnx's parser reads no other name of a tensor."""
     assert value.const_value is not None
     array = value.const_value.numpy()
-    numbers = "_".join(f"{number:g}" for number in array.reshape(-1)[:4].astype(float))
+    exact = "d" if array.dtype.kind in "iub" else "g"
+    numbers = "_".join(f"{number:{exact}}" for number in array.reshape(-1)[:4])
     kind = "" if array.dtype.kind == "f" else f"_{array.dtype}"
-    return f"constant_{numbers}{kind}".replace("-", "minus_").replace("+", "")
+    plain = numbers.replace("-", "minus_").replace("+", "").replace(".", "_")
+    return f"constant_{plain}{kind}"

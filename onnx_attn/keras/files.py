@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import lzma
 import os
+import shutil
 import tempfile
 import zipfile
 import zlib
@@ -23,16 +23,17 @@ from .weights import Weights, read_weights
 ZIP_MAGIC = b"PK\x03\x04"
 CONFIG_MEMBER, WEIGHTS_MEMBER = "config.json", "model.weights.h5"
 
-# A configuration is text of some kilobytes; megabytes where a vocabulary is part of it.
-CONFIG_LIMIT = 1 << 25
-# Keras stores weights uncompressed, and trained ones hardly shrink: more than this is a zip bomb.
-WEIGHTS_EXPANSION, WEIGHTS_FLOOR = 20, 1 << 24
+# A configuration is text of some kilobytes; megabytes where a vocabulary is part of it. A value in
+# it, of two bytes at least, takes Python some hundred bytes.
+CONFIG_LIMIT, MOST_VALUES = 1 << 25, 1 << 20
+# Keras stores what an archive holds as it is. One that was packed again may unpack to this many
+# bytes, and to so many times its own size: text shrinks that far, trained weights hardly.
+UNPACKED_FLOOR, EXPANSION = 1 << 20, 20
 IN_MEMORY = 1 << 26
 
 ZIP_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
-    lzma.LZMAError,
     EOFError,
     KeyError,
     NotImplementedError,  # a compression this Python does not know
@@ -135,11 +136,14 @@ def _open(path: str | os.PathLike[str]) -> Generator[_Saved]:
     where = str(file)
     magic = _first_bytes(file)
     if magic == ZIP_MAGIC:
-        with _unpack(file, where) as (configuration, stream), open_hdf5(stream, where) as weights:
+        with (
+            _unpack(file, where) as (configuration, stream),
+            open_hdf5(stream, where, _room(file)) as weights,
+        ):
             yield _Saved(configuration, weights)
     elif magic == MAGIC[:4]:
         check_heaps(file, where)
-        with open_hdf5(file, where) as weights:
+        with open_hdf5(file, where, _room(file)) as weights:
             text = weights.text("model_config")
             yield _Saved(None if text is None else _parse(text, where), weights)
     else:
@@ -166,31 +170,45 @@ def _unpack(file: Path, where: str) -> Generator[tuple[object, IO[bytes]]]:
                 for name in (CONFIG_MEMBER, WEIGHTS_MEMBER):
                     if name not in archive.namelist():
                         raise ModelError(f"{where} is no saved Keras model: it has no {name}")
+                _check_unpacked(archive, file, where)
+                # A member ends where the archive says that it does: the sizes checked hold.
                 with archive.open(CONFIG_MEMBER) as member:
-                    text = _bounded(member, f"{where}: {CONFIG_MEMBER}")
-                size = archive.getinfo(WEIGHTS_MEMBER).file_size
-                if size > max(WEIGHTS_FLOOR, WEIGHTS_EXPANSION * file.stat().st_size):
-                    raise ModelError(
-                        f"{where}: {WEIGHTS_MEMBER} claims {size} bytes in an archive of "
-                        f"{file.stat().st_size}: refused as a zip bomb"
-                    )
+                    text = member.read()
                 with archive.open(WEIGHTS_MEMBER) as member:
-                    while block := member.read(1 << 20):
-                        weights.write(block)
+                    shutil.copyfileobj(member, weights, 1 << 20)
         except ZIP_ERRORS as error:
             raise ModelError(f"{where} is damaged: the archive cannot be read ({error})") from error
         weights.seek(0)
         yield _parse(text, f"{where}: {CONFIG_MEMBER}"), cast("IO[bytes]", weights)
 
 
-def _bounded(stream: IO[bytes], where: str) -> bytes:
-    data = stream.read(CONFIG_LIMIT + 1)
-    if len(data) > CONFIG_LIMIT:
-        raise ModelError(f"{where} is over {CONFIG_LIMIT >> 20} MiB: refused")
-    return data
+def _check_unpacked(archive: zipfile.ZipFile, file: Path, where: str) -> None:
+    """Raise ModelError unless what the archive unpacks to is bounded by what it really holds."""
+    members = [archive.getinfo(name) for name in (CONFIG_MEMBER, WEIGHTS_MEMBER)]
+    for member in members:
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ModelError(
+                f"{where}: {member.filename} is packed by a method that Keras never uses: zip the "
+                "files again, stored or deflated"
+            )
+    config, total = members[0].file_size, sum(member.file_size for member in members)
+    if config > CONFIG_LIMIT:
+        raise ModelError(f"{where}: {CONFIG_MEMBER} is over {CONFIG_LIMIT >> 20} MiB: refused")
+    if total > _room(file):
+        raise ModelError(
+            f"{where} would unpack to {total} bytes from {file.stat().st_size}: refused as a zip "
+            "bomb. Save the model again, or zip its files without compression"
+        )
+
+
+def _room(file: Path) -> int:
+    return UNPACKED_FLOOR + EXPANSION * file.stat().st_size
 
 
 def _parse(text: str | bytes, where: str) -> object:
+    marks = (",", "[", "{") if isinstance(text, str) else (b",", b"[", b"{")
+    if sum(text.count(mark) for mark in marks) > MOST_VALUES:  # pyright: ignore[reportArgumentType]
+        raise ModelError(f"{where}: a configuration of over {MOST_VALUES:,} values: refused")
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

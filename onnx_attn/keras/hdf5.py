@@ -24,7 +24,7 @@ Dataset: TypeAlias = Any
 MAGIC = b"\x89HDF\r\n\x1a\n"
 HEAP_MAGIC = b"GCOL\x01"
 # A scale is a scalar or one number per feature; a model's configuration takes kilobytes.
-WEIGHT_LIMIT = 1 << 24
+WEIGHT_LIMIT = 1 << 20
 TEXT_LIMIT = 1 << 25
 MOST_MEMBERS, DEEPEST = 100_000, 64
 
@@ -49,15 +49,20 @@ def _reading(where: str) -> Generator[None]:
 
 
 @contextmanager
-def open_hdf5(file: Any, where: str) -> Generator[HDF5]:
-    """`file`, a path or a binary file, open for reading; `where` names it in messages.
+def open_hdf5(file: Any, where: str, room: int) -> Generator[HDF5]:
+    """`file`, a path or a binary file, open for reading.
+
+    Args:
+        file: what h5py opens.
+        where: its name, for messages.
+        room: the bytes that all weights read from it may take together.
 
     Raises ModelError if it is no HDF5 file, OnnxAttnError if h5py is not installed.
     """
     with _reading(where):
         root = _h5py().File(file, "r")
     try:
-        yield HDF5(root, where)
+        yield HDF5(root, where, room)
     finally:
         root.close()
 
@@ -97,9 +102,10 @@ def check_heaps(file: Path, where: str) -> None:
 class HDF5:
     """Checked access to one open file. Every method raises ModelError where the file is damaged."""
 
-    def __init__(self, root: Group, where: str) -> None:
+    def __init__(self, root: Group, where: str, room: int) -> None:
         self.root = root
         self.where = where
+        self._room = room
 
     def names(self, group: Group) -> list[str]:
         """The members of a group."""
@@ -165,6 +171,13 @@ class HDF5:
                 raise ModelError(
                     f"{self.where}: weight {name} should be floating point; the file holds "
                     f"{dataset.dtype}"
+                )
+            self._room -= int(np.prod(dataset.shape, dtype=float)) * itemsize
+            if self._room < 0:
+                # Many names may lead to one dataset, and compressed zeros take no room in a file.
+                raise ModelError(
+                    f"{self.where}: its weights unpack to more than a file of this size can hold: "
+                    "refused"
                 )
             data: Array = np.asarray(dataset[()])
         if kind == "V":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple, cast, get_args
 
 from ..configuration import LayerClass, LayerConfig
@@ -14,6 +15,8 @@ from .masks import mask_carriers
 from .objects import Json, Step, is_functional, is_known, is_object, name_of, parts, sources
 
 ATTENTION_CLASSES = get_args(LayerClass)
+# More than any model has. A hostile one would cost time that grows with their products.
+MOST_LAYERS, DEEPEST = 1_000, 32
 # The order of a call's positional arguments, the same in Keras 2 and 3.
 CALL_ARGUMENTS = ("inputs", "mask", "training", "return_attention_scores", "use_causal_mask")
 
@@ -83,7 +86,10 @@ def find_layers(model: object, where: str) -> list[FoundLayer]:
 
 
 def _find(model: Json, where: str) -> list[FoundLayer]:
-    layers = list(_walk(model, (), (), guessed=False, masked=False, where=where))
+    walk = _walk(model, (), (), guessed=False, masked=False, where=where)
+    layers = list(islice(walk, MOST_LAYERS + 1))
+    if len(layers) > MOST_LAYERS:
+        raise ModelError(f"{where}: over {MOST_LAYERS} attention layers: refused")
     twice = [path for path, times in Counter(layer.path for layer in layers).items() if times > 1]
     if twice:
         raise ModelError(f"{where}: two attention layers are called {twice[0]!r}")
@@ -100,6 +106,8 @@ def _walk(
     where: str,
 ) -> Iterator[FoundLayer]:
     """The attention layers inside an object; `masked`: a mask may come in with its inputs."""
+    if len(names) > DEEPEST:
+        raise ModelError(f"{where}: its configuration is nested too deeply")
     carriers = mask_carriers(entry, masked)
     for part, step in parts(entry):
         name = name_of(part)

@@ -78,6 +78,14 @@ def test_a_file_extracted_again(schedule: str, masks: Any, causal: bool, tmp_pat
     np.testing.assert_array_equal(run(extracted, feeds), run(model, feeds))
 
 
+@pytest.mark.parametrize("schedule", ["auto", "dense", "tiled", "fused"])
+def test_a_file_printed_and_parsed(schedule: str) -> None:
+    model = Attention(use_scale=True).to_onnx(schedule=schedule)
+    again = onnx.parser.parse_model(onnx.printer.to_text(model))
+    feeds = feeds_of(model, 400)
+    np.testing.assert_array_equal(run(again, feeds), run(model, feeds))
+
+
 @pytest.mark.parametrize("length", [1, 2, 5, 7, 9, 12, 18, 34, 65])
 def test_behind_an_encoder_of_fixed_length(length: int) -> None:
     attention = compose.add_prefix(Attention(causal=True).to_onnx(masks="none"), "a_")

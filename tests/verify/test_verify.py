@@ -290,6 +290,13 @@ def test_a_known_limit_is_told_from_a_failure(tmp_path: Path) -> None:
     assert "(a) ONNX Runtime: its binding takes no bfloat16 arrays" in text_of(result)
 
 
+def test_a_fused_file_runs_in_onnx_runtime_alone(plain: Path) -> None:
+    Attention.load(plain / "model.onnx").export(plain / "model.onnx", schedule="fused")
+    result = onnx_attn("verify", plain)
+    assert result.exit_code == 0, text_of(result)
+    assert "(a) onnx reference evaluator: does not know com.microsoft" in text_of(result)
+
+
 def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     yield graph
     for node in graph.node:

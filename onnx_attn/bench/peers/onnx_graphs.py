@@ -52,7 +52,9 @@ def graph(
 ) -> bytes:
     """A model of `nodes` with the cell's inputs and outputs."""
     B, Tq, Tv, dim = (
-        (cell.batch, cell.Tq, cell.Tv, cell.dim) if fixed_shapes else ("B", "Tq", "Tv", "dim")
+        (cell.batch, cell.Tq, cell.Tv, cell.dim)
+        if fixed_shapes or cell.fixed
+        else ("B", "Tq", "Tv", "dim")
     )
     value = make.make_tensor_value_info
     inputs = [

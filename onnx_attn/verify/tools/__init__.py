@@ -1,0 +1,1 @@
+"""Tools other people run over our files: a table of what is still right afterwards."""
