@@ -15,7 +15,7 @@ from ..configuration import Schedule
 from ..errors import InputError
 from .cells import Cell
 
-Kind = Literal["ours", "peer", "bound"]
+Kind = Literal["ours", "peer", "bound", "original"]
 
 
 class CannotError(Exception):
@@ -29,7 +29,8 @@ class Prepared(NamedTuple):
     arrays: Callable[[Any], dict[str, Array]]
 
 
-Prepare = Callable[[Cell, dict[str, Array], int], Prepared]
+# (task, inputs, threads); a task is a Cell, or for candidates of whole models a Whole.
+Prepare = Callable[[Any, dict[str, Array], int], Prepared]
 
 
 @dataclass(frozen=True)
@@ -161,14 +162,19 @@ def find(name: str) -> Candidate:
     The attribute is a function like `Candidate.prepare`, or a Candidate. Raises InputError for a
     name nobody has.
     """
-    module, colon, attribute = name.partition(":")
-    if not colon:
+    if ":" not in name:
         known = candidates()
         if name not in known:
             raise InputError(f"there is no candidate {name!r}; candidates: {', '.join(known)}")
         return known[name]
+    found = imported(name)
+    return found if isinstance(found, Candidate) else Candidate(name, name, "peer", found)
+
+
+def imported(name: str) -> Any:
+    """What `module:attribute` names. Raises InputError where there is no such thing."""
+    module, _, attribute = name.partition(":")
     try:
-        found = getattr(import_module(module), attribute)
+        return getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise InputError(f"candidate {name!r} cannot be imported: {error}") from error
-    return found if isinstance(found, Candidate) else Candidate(name, name, "peer", found)
