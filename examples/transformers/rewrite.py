@@ -1,7 +1,7 @@
 """Rewrite transformers' models as torch exported them, and hold the outputs against the originals.
 
-    python examples/transformers/rewrite.py                    # the models beside this script
-    python examples/transformers/rewrite.py my_model.onnx      # yours, with the same two inputs
+python examples/transformers/rewrite.py                    # the models beside this script
+python examples/transformers/rewrite.py my_model.onnx      # yours, with the same two inputs
 """
 
 from __future__ import annotations

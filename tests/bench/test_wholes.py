@@ -57,7 +57,6 @@ def makers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *filter(None, sys.path)]))
         patch.syspath_prepend(str(folder))
-        patch.setattr(measure, "LOADS", 1)
         yield
 
 

@@ -155,7 +155,7 @@ def _memory(results: Results) -> str:
     return (
         "### Memory of whole models\n\n"
         "What a first run adds to the loaded process at its highest, beyond the outputs; a "
-        "fresh process each, the median of three.\n\n" + table(header, rows)
+        "fresh process each.\n\n" + table(header, rows)
     )
 
 

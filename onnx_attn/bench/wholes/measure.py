@@ -8,15 +8,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-
 from ...errors import InputError
 from ..candidates import Candidate
 from ..measure.turns import Plan, Progress, RefusedError, run_cells, worker
 from .models import GRAPH, QUICK_WHOLES, WHOLES, Whole
 from .optimizers import ORIGINAL, candidates, find, give_reason, made, write_original
-
-LOADS = 3
 
 
 def choose(wanted: Sequence[str], *, quick: bool) -> list[Whole]:
@@ -106,12 +102,11 @@ def _made(
 
 
 def _cost(whole: Whole, candidate: Candidate, threads: int, progress: Progress) -> dict[str, Any]:
-    """Median load and median growth of fresh processes; nothing where it does not run."""
+    """Load and growth in a fresh process; nothing where it does not run."""
     asked = {"do": "file", "candidate": candidate.name, "cell": asdict(whole), "threads": threads}
     try:
-        found = [_ask(dict(asked), threads) for _ in range(LOADS)]
+        return _ask(asked, threads)
     except RefusedError:
         return {}  # the turns say why
     finally:
         progress(f"{whole.name}: {candidate.label} loaded")
-    return {key: float(np.median([one[key] for one in found])) for key in ("load", "growth")}
