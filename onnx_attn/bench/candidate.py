@@ -8,9 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, NamedTuple
 
 from ..arrays import Array
-from .cells import Cell
 
-Kind = Literal["ours", "peer", "bound"]
+Kind = Literal["ours", "peer", "bound", "original"]
 
 
 class CannotError(Exception):
@@ -24,7 +23,8 @@ class Prepared(NamedTuple):
     arrays: Callable[[Any], dict[str, Array]]
 
 
-Prepare = Callable[[Cell, dict[str, Array], int], Prepared]
+# (task, inputs, threads); a task is a Cell, or for candidates of whole models a Whole.
+Prepare = Callable[[Any, dict[str, Array], int], Prepared]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 from ..errors import InputError
 from .candidate import Candidate
@@ -60,14 +61,19 @@ def find(name: str) -> Candidate:
     The attribute is a function like `Candidate.prepare`, or a Candidate. Raises InputError for a
     name nobody has.
     """
-    module, colon, attribute = name.partition(":")
-    if not colon:
+    if ":" not in name:
         known = candidates()
         if name not in known:
             raise InputError(f"there is no candidate {name!r}; candidates: {', '.join(known)}")
         return known[name]
+    found = imported(name)
+    return found if isinstance(found, Candidate) else Candidate(name, name, "peer", found)
+
+
+def imported(name: str) -> Any:
+    """What `module:attribute` names. Raises InputError where there is no such thing."""
+    module, _, attribute = name.partition(":")
     try:
-        found = getattr(import_module(module), attribute)
+        return getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise InputError(f"candidate {name!r} cannot be imported: {error}") from error
-    return found if isinstance(found, Candidate) else Candidate(name, name, "peer", found)

@@ -12,6 +12,8 @@ from ..reference import attention
 
 Padding = Literal["none", "ragged", "front"]
 
+# A result further from the reference, as a share of its largest number, is no result of the cell.
+TOLERANCE = 1e-5
 # Lengths of the batch rows of a padded cell, in turn, as shares of Tv.
 LENGTHS = (0.25, 0.5, 0.75, 1.0)
 # Up to this many scores the reference computes every row; above, ROWS_CHECKED of each batch row.

@@ -27,6 +27,7 @@ from .app import command, console
     "onnx-attn bench --quick",
     "onnx-attn bench --cell 'causal 16x512' --candidate auto --candidate torch",
     "onnx-attn bench --load",
+    "onnx-attn bench --models --cell 'encoder'",
     "onnx-attn bench --output benchmarks/results.json",
     "onnx-attn bench --report benchmarks/results.json > benchmarks/README.md",
 )
@@ -43,6 +44,9 @@ def bench(
     memory: Annotated[bool, typer.Option("--memory", help="Only peak memory.")] = False,
     session: Annotated[bool, typer.Option("--session", help="Only the session's cost.")] = False,
     load: Annotated[bool, typer.Option("--load", help="Only clients under load.")] = False,
+    models: Annotated[
+        bool, typer.Option("--models", help="Only whole models, rewritten by us and by peers.")
+    ] = False,
     threads: Annotated[
         int | None,
         typer.Option(min=1, help="Threads of every candidate; all granted ones if not given."),
@@ -64,7 +68,10 @@ def bench(
         ),
     ] = None,
     report: Annotated[
-        Path | None, typer.Option(help="Measure nothing: print the tables of these results.")
+        list[Path] | None,
+        typer.Option(
+            help="Measure nothing: print the tables of these results; whole models may follow."
+        ),
     ] = None,
     short: Annotated[
         bool, typer.Option("--short", help="With --report: only the short table.")
@@ -81,24 +88,32 @@ def bench(
     from ..bench.measure import suite
     from ..bench.report.page import report as tables
     from ..bench.report.page import short as short_table
+    from ..bench.wholes import measure
     from ..device.threads import available_threads
 
-    if report is not None:
-        data = suite.read(report)
-        typer.echo((short_table if short else tables)(data), nl=False)
+    if report:
+        pages = [(short_table if short else tables)(suite.read(path)) for path in report]
+        typer.echo("\n".join(pages), nl=False)
         return
-    chosen = suite.choose_cells(cell or [], quick=quick)
-    who = suite.choose_candidates(candidate or [])
+    if models:
+        chosen, who = [], []
+        wholes = measure.choose(cell or [], quick=quick)
+        makers = measure.choose_candidates(candidate or [])
+    else:
+        chosen = suite.choose_cells(cell or [], quick=quick)
+        who, wholes, makers = suite.choose_candidates(candidate or []), [], []
     if listing:
-        _list(chosen, who)
+        _list([*chosen, *wholes], [*who, *makers])
         return
-    flags = {"cells": cells, "memory": memory, "session": session, "load": load}
+    flags = {"cells": cells, "memory": memory, "session": session, "load": load, "models": models}
     narrowed = bool(cell or candidate)
     default = ["cells"] if narrowed or quick else list(suite.PARTS)
     request = suite.Request(
         parts=[part for part, wanted in flags.items() if wanted] or default,
         cells=chosen,
         candidates=who,
+        wholes=wholes,
+        whole_candidates=makers,
         threads=threads or available_threads(),
         quick=quick,
         processes=processes or (2 if quick else 8),
@@ -150,6 +165,7 @@ def _write(path: Path, data: dict[str, Any]) -> None:
 def _show(data: dict[str, Any]) -> None:
     from ..bench.report.stats import Results, verdict
     from ..bench.report.tables import duration
+    from ..bench.report.wholes import lines as whole_lines
 
     results = Results(data)
     if results.cells:
@@ -164,6 +180,8 @@ def _show(data: dict[str, Any]) -> None:
                 "" if best is None or ratio is None else verdict(ratio, results.label(best.name)),
             )
         console.print(shown)
+    for line in whole_lines(data):
+        console.print(line, highlight=False, markup=False)
     for name, about in data["candidates"].items():
         if about["missing"]:
             console.print(f"missing: {name}: {about['missing']}", highlight=False, markup=False)
@@ -172,10 +190,9 @@ def _show(data: dict[str, Any]) -> None:
 
 
 def _list(cells: Any, candidates: Any) -> None:
-    shown = Table("cell", "mode", "batch", "Tq", "Tv", "dim", "runs in")
+    shown = Table("cell", "runs in")
     for cell in cells:
-        sizes = [str(size) for size in (cell.batch, cell.Tq, cell.Tv, cell.dim)]
-        shown.add_row(cell.name, cell.mode, *sizes, "more processes" if cell.tiny else "")
+        shown.add_row(cell.name, "more processes" if cell.tiny else "")
     console.print(shown)
     who = Table("candidate", "", "kind", "missing")
     for candidate in candidates:

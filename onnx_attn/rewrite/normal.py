@@ -200,7 +200,7 @@ def _without_optional_constants(model: ir.Model) -> None:
 
 
 def _drop_idle_nodes(model: ir.Model) -> None:
-    """Casts to the type a value has, and dropout outside training."""
+    """Casts to the type a value has, dropout outside training, and masks joined with themselves."""
     for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
         if node.domain != "" or node.graph is None:
             continue
@@ -211,6 +211,8 @@ def _drop_idle_nodes(model: ir.Model) -> None:
             idle = source.dtype is not None and int(source.dtype) == _int(node, "to")
         elif node.op_type == "Dropout":
             idle = not _in_training(node) and not (len(node.outputs) > 1 and _used(node.outputs[1]))
+        elif node.op_type in ("And", "Or"):  # Keras joins the masks of what it adds
+            idle = source is node.inputs[1]
         else:
             continue
         output = node.outputs[0]

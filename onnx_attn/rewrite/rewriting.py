@@ -18,7 +18,7 @@ from .expressions import ZERO
 from .masks import bias_sizes, words_of
 from .normal import Source, normal_form, read_source
 from .proof import Prover
-from .race import race
+from .race import Outcome, race
 from .report import Result, SiteReport
 from .runs import RunError
 from .samples import Feeds, Sampler
@@ -162,7 +162,8 @@ class Builder:
         for site in self.sites:
             if site.name in names:
                 assert site.product is not None
-                widths = self.dims.of(site.product.query.value)
+                sizes = self.dims.of(site.product.query.value) or ()
+                widths = tuple(size if isinstance(size, int) else None for size in sizes)
                 kinds.setdefault((words_of(site, self.dims), widths), []).append(site.name)
         return list(kinds.values())
 
@@ -187,36 +188,46 @@ def _race(
     inputs: Mapping[str, Any] | None,
     at: Mapping[str, int] | None,
 ) -> list[str]:
-    """The names of the sites that gain; notes the figures."""
+    """The names of the sites that gain; notes the figures.
+
+    A class of sites is judged by what it adds to all others: the highest of a model's memory is
+    that of its one worst layer, and falls only when the last of them is rewritten.
+    """
     source = builder.source
     feeds, words = _raced_on(prover, inputs, at, result)
-    kept: list[str] = []
-    classes = builder.classes(names)
     beside = source.size - source.proto.ByteSize()
-    outcome = None
-    for members in classes:
-        new = builder.build(members)
-        sizes = source.size, new.ByteSize() + beside
-        outcome = race(source.proto, new, feeds, source.folder, sizes)
-        gains = outcome.faster or outcome.lighter
-        line = f"at {words}: {outcome.words}"
-        result.notes.append(f"{len(members)} sites like {members[0]!r} {line}")
-        if gains:
-            kept += members
-            continue
+
+    def raced(fewer: list[str], more: list[str]) -> Outcome:
+        before = builder.build(fewer) if fewer else source.proto
+        after = builder.build(more)
+        sizes = before.ByteSize() + beside, after.ByteSize() + beside
+        return race(before, after, feeds, source.folder, sizes)
+
+    def leave(members: list[str], outcome: Outcome) -> None:
         for report in result.sites:
             if report.name in members:
                 report.rewritten = False
-                report.reason = f"no clear gain {line}"
-    kept = [name for name in names if name in kept]
-    if kept and len(classes) > 1:
-        new = builder.build(kept)
-        sizes = source.size, new.ByteSize() + beside
-        outcome = race(source.proto, new, feeds, source.folder, sizes)
-        result.notes.append(f"all {len(kept)} rewritten sites at {words}: {outcome.words}")
-    if outcome is not None:
-        result.before |= outcome.before.report()
-        result.after = outcome.after.report() if kept else None
+                report.reason = f"no clear gain at {words}: {outcome.words}"
+
+    kept = list(names)
+    classes = builder.classes(names)
+    for members in classes if len(classes) > 1 else []:
+        others = [name for name in kept if name not in members]
+        outcome = raced(others, kept)
+        line = f"{len(members)} sites like {members[0]!r} at {words}: {outcome.words}"
+        result.notes.append(f"{line}, beside the others" if others else line)
+        if not (outcome.faster or outcome.lighter):
+            leave(members, outcome)
+            kept = others
+    if not kept:
+        return []
+    outcome = raced([], kept)
+    result.notes.append(f"all {len(kept)} rewritten sites at {words}: {outcome.words}")
+    result.before |= outcome.before.report()
+    if not (outcome.faster or outcome.lighter):
+        leave(kept, outcome)
+        return []
+    result.after = outcome.after.report()
     return kept
 
 

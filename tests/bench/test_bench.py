@@ -19,9 +19,9 @@ from onnx_attn import InputError
 from onnx_attn.bench import cells
 from onnx_attn.bench.candidate import Candidate
 from onnx_attn.bench.candidates import candidates
-from onnx_attn.bench.cells import CELLS, QUICK_CELLS, Cell
+from onnx_attn.bench.cells import CELLS, QUICK_CELLS, TOLERANCE, Cell
 from onnx_attn.bench.measure import suite, turns
-from onnx_attn.bench.measure.turns import TOLERANCE, Plan, RefusedError, run_cells, worker
+from onnx_attn.bench.measure.turns import Plan, RefusedError, run_cells, worker
 from onnx_attn.bench.measure.worker import timed
 from onnx_attn.bench.ours import HEADLINE, SCHEDULES
 from onnx_attn.bench.report.page import far_table, report

@@ -216,13 +216,16 @@ def test_wheels_that_hold_the_runtime() -> None:
 
 
 def test_two_wheels_are_found_by_their_metadata(tmp_path: Path) -> None:
+    # Without an __init__.py, the folder does not hide the real package.
+    (tmp_path / "onnxruntime").mkdir()
+    (tmp_path / "onnxruntime" / "LICENSE").write_text("")
     for name, version in (("onnxruntime", "1.30.0"), ("onnxruntime_gpu", "1.31.1")):
         folder = tmp_path / f"{name}-{version}.dist-info"
         folder.mkdir()
         (folder / "METADATA").write_text(
             f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: {version}\n"
         )
-        (folder / "RECORD").write_text("onnxruntime/__init__.py,,\n")
+        (folder / "RECORD").write_text("onnxruntime/LICENSE,,\n")
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
         "from onnx_attn.device import cuda; print(cuda.clashing_wheels())"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -33,16 +34,42 @@ def test_the_saved_models_attention_without_keras(tmp_path: Path) -> None:
     assert abs(layer.get_weights()[0] - 1) > 0.1
 
 
-@pytest.mark.keras
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_the_same_predictions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    spec = importlib.util.spec_from_file_location("drop_in", EXAMPLE / "drop_in.py")
+def script(name: str) -> Any:
+    """A script of the example as a module; imports TensorFlow, whose own warnings are ignored."""
+    spec = importlib.util.spec_from_file_location(f"keras_{name}", EXAMPLE / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     example: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    return example
+
+
+@pytest.mark.keras
+def test_a_whole_model_rewritten_predicts_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of TensorFlow's own imports
-        spec.loader.exec_module(example)
+        warnings.simplefilter("ignore")
+        example = script("rewrite")
+        difference = example.run(tmp_path, keep_all=True)
+    assert difference < example.LIMIT
+    printed = capsys.readouterr().out
+    assert len(re.findall("attention with mask by .*: rewritten", printed)) == 3
+    tokens, _ = example.make_sequences(3, 333, seed=9)
+    before, after = (
+        example.predict(tmp_path / name, tokens) for name in ("model.onnx", "faster.onnx")
+    )
+    np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-6)
+    other = example.predict(tmp_path / "faster.onnx", tokens[:, ::-1].copy())
+    assert np.abs(other - after).max() > 1e-3
+
+
+@pytest.mark.keras
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_the_same_predictions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        example = script("drop_in")
         difference = example.run(tmp_path)
     assert difference < 1e-5
     printed = capsys.readouterr().out

@@ -13,16 +13,19 @@ from typing import Any
 
 import numpy as np
 
+from ...device.memory import peak_bytes, start_peak
+from ...rewrite.runs import RunError, Runner
 from ..candidates import find
 from ..cells import QUICK_CELLS, Cell, inputs
 from ..ours import HEADLINE, our_model
+from ..wholes import models, optimizers
+from ..wholes.models import Whole
 
-CLEAR_REFS = Path("/proc/self/clear_refs")
-STATUS = Path("/proc/self/status")
-RESET_PEAK = "5"  # proc(5): resets VmHWM to VmRSS
 # What `memory_growth` runs first, so that loading code and starting threads is not counted.
 WARM_LENGTH = 64
 SECOND_RUN_BELOW = 1.0
+WARM_TOKENS = 8
+LOADS = 3
 EXCHANGE_RUNS = 12
 SESSION_BLOCKS, SESSION_RUNS = 20, 500
 # Every so many answers under load are compared with the serial run's.
@@ -61,22 +64,6 @@ class Exchange:
         return self._median(self._together) / self._alone_seconds
 
 
-def _status_bytes(field: str) -> int:
-    for line in STATUS.read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"{STATUS} has no {field}")
-
-
-def _peak_bytes() -> int:
-    if STATUS.exists():
-        return _status_bytes("VmHWM")
-    import resource  # not on Windows
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
 def memory_growth(candidate: str, cell: dict[str, Any], threads: int) -> dict[str, Any]:
     """Peak memory of a run in bytes, beyond the loaded, warmed process, inputs and outputs."""
     made = Cell(**cell)
@@ -86,9 +73,7 @@ def memory_growth(candidate: str, cell: dict[str, Any], threads: int) -> dict[st
     warm.run()
     tensors = inputs(made)
     prepared = chosen.prepare(made, tensors, threads)
-    if CLEAR_REFS.exists():
-        CLEAR_REFS.write_text(RESET_PEAK)
-    before = _status_bytes("VmRSS") if STATUS.exists() else _peak_bytes()
+    before = start_peak()
     start = time.perf_counter()
     result = prepared.run()
     seconds = time.perf_counter() - start
@@ -96,7 +81,7 @@ def memory_growth(candidate: str, cell: dict[str, Any], threads: int) -> dict[st
     del result
     if seconds < SECOND_RUN_BELOW:
         prepared.run()  # what the first run left behind may be in the second one's way
-    growth = _peak_bytes() - before - outputs
+    growth = peak_bytes() - before - outputs
     return {"bytes": max(0, growth), "outputs": outputs, "seconds": seconds}
 
 
@@ -209,3 +194,40 @@ def load(
         "errors": len(errors),
         "first_error": errors[0] if errors else None,
     }
+
+
+def file_cost(candidate: str, cell: dict[str, Any], threads: int) -> dict[str, Any]:
+    """Processor seconds to load a whole model (median of three), and bytes that a first run adds.
+
+    Before it runs one row of a few tokens, so that loading code and starting threads is not
+    counted; outputs are not either.
+    """
+    whole = Whole(**cell)
+    path = optimizers.made(whole, candidate)
+    loads: list[float] = []
+    runner: Runner | None = None
+    while runner is None or len(loads) < LOADS:
+        begin = time.process_time()
+        runner = optimizers.session_of(path, threads)
+        loads.append(time.process_time() - begin)
+    runner(models.inputs(replace(whole, batch=1, length=WARM_TOKENS, mask="none")))
+    feeds = models.inputs(whole)
+    before = start_peak()
+    outputs = runner(feeds)
+    growth = peak_bytes() - before - sum(array.nbytes for array in outputs)
+    return {"load": float(np.median(loads)), "growth": max(0, growth)}
+
+
+def right_by_mask(candidate: str, graph: str, folder: str, threads: int) -> dict[str, Any]:
+    """Largest difference to the original by kind of mask; what a run that failed says."""
+    found: dict[str, Any] = {}
+    for mask in models.GRAPH[graph].masks:
+        whole = Whole(graph, models.JUDGED_BATCH, models.JUDGED_LENGTH, mask, folder=folder)
+        runner = optimizers.session_of(optimizers.made(whole, candidate), threads)
+        try:
+            results = dict(zip(runner.outputs, runner(models.inputs(whole)), strict=True))
+        except RunError as error:
+            found[mask] = str(error)[:400]
+            continue
+        found[mask] = models.largest_errors(results, models.expected(whole)).of_all
+    return found

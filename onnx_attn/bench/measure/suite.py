@@ -15,14 +15,16 @@ from typing import Any
 from ...errors import DeviceError, InputError
 from ..candidate import Candidate
 from ..candidates import candidates, find
-from ..cells import CELLS, QUICK_CELLS, Cell
+from ..cells import CELLS, QUICK_CELLS, TOLERANCE, Cell
 from ..ours import HEADLINE
+from ..wholes import measure
+from ..wholes.models import Whole
 from . import machine
 from .probes import import_seconds
-from .turns import CAN_PAUSE, TOLERANCE, Plan, Progress, RefusedError, run_cells, worker
+from .turns import CAN_PAUSE, Plan, Progress, RefusedError, run_cells, worker
 
 FORMAT = 1
-PARTS = ("cells", "memory", "session", "load")
+PARTS = ("cells", "memory", "session", "load")  # and "models", which takes as long as all
 # Clients of one session of all threads; sessions of one thread that share the most clients.
 CLIENTS = (1, 2, 4, 8)
 SESSIONS = (1, 2, 4)
@@ -46,6 +48,8 @@ class Request:
     parts: Sequence[str] = PARTS
     cells: Sequence[Cell] = CELLS
     candidates: Sequence[Candidate] = ()
+    wholes: Sequence[Whole] = ()
+    whole_candidates: Sequence[Candidate] = ()
     threads: int = 1
     quick: bool = False
     processes: int = 8
@@ -57,6 +61,11 @@ class Request:
         """The cells' part, with the candidates that are here."""
         here = [candidate for candidate in self.candidates if candidate.missing is None]
         return Plan(self.cells, here, self.threads, self.processes, 2, self.rounds, self.seconds)
+
+    def whole_plan(self) -> Plan:
+        """The whole models' part, with the candidates that are here."""
+        here = [candidate for candidate in self.whole_candidates if candidate.missing is None]
+        return Plan(self.wholes, here, self.threads, self.processes, 2, self.rounds, self.seconds)
 
     def memory_cells(self) -> list[Cell]:
         """1 x T x T x 64, plain and causal."""
@@ -92,6 +101,7 @@ class Request:
             "memory": len(self.memory_cells()) * len(self.memory_candidates()),
             "session": self.processes * (2 + len(IMPORTS)),
             "load": len(LOAD_CELLS) * len(self.loads()) * self.rounds,
+            "models": measure.steps(self.whole_plan()),
         }
         return sum(counts[part] for part in self.parts)
 
@@ -160,6 +170,7 @@ def run(
         "memory": memory,
         "session": session,
         "load": load,
+        "models": models,
     }
     for part in request.parts:
         start = time.monotonic()
@@ -261,14 +272,21 @@ def _median_load(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def models(request: Request, progress: Progress) -> dict[str, Any]:
+    """Whole models, by who made them faster."""
+    found = measure.run(request.whole_plan(), progress)
+    missing = {one.label: one.missing for one in request.whole_candidates if one.missing}
+    return found | {"missing": missing}
+
+
 def wrong_results(results: dict[str, Any]) -> list[str]:
-    """Cells in which one of our own files failed or gave other numbers than the reference."""
+    """Cells in which one of our own files failed or gave other numbers than it should."""
     return [
-        f"{cell['name']}: {results['candidates'][name]['label']}: {result['reason']}"
-        for cell in results.get("cells", [])
+        f"{cell['name']}: {part['candidates'][name]['label']}: {result['reason']}"
+        for part in (results, results.get("models", {}))
+        for cell in part.get("cells", [])
         for name, result in cell["results"].items()
-        if results["candidates"][name]["kind"] == "ours"
-        and result["status"] in ("differs", "failed")
+        if part["candidates"][name]["kind"] == "ours" and result["status"] in ("differs", "failed")
     ]
 
 

@@ -19,11 +19,9 @@ from typing import Any
 import numpy as np
 
 from ..candidate import Candidate
-from ..cells import Cell, expected
 from ..report.stats import is_far
+from ..tasks import Task, difference_words, expected, tolerance
 
-# A result further from the reference, as a share of its largest number, is no result of the cell.
-TOLERANCE = 1e-5
 ANSWER_SECONDS = 300
 CAN_PAUSE = hasattr(signal, "SIGSTOP")
 
@@ -55,7 +53,7 @@ class Plan:
         seconds: what a turn lasts, longer where three runs take longer.
     """
 
-    cells: Sequence[Cell]
+    cells: Sequence[Task]
     candidates: Sequence[Candidate]
     threads: int
     processes: int = 8
@@ -63,11 +61,11 @@ class Plan:
     rounds: int = 3
     seconds: float = 0.1
 
-    def generations(self, cell: Cell) -> int:
+    def generations(self, cell: Task) -> int:
         """Processes of each candidate that run `cell`."""
         return self.processes if cell.tiny else min(self.processes, self.big_processes)
 
-    def rounds_of(self, cell: Cell) -> int:
+    def rounds_of(self, cell: Task) -> int:
         """Turns of each candidate in each generation that runs `cell`."""
         return 1 if cell.huge else max(1, self.rounds - 1) if cell.tiny else self.rounds
 
@@ -214,7 +212,7 @@ class _Generation:
         self._workers: dict[str, Worker] = {}
         self._probe: Worker | None = None
 
-    def run(self, cells: list[tuple[Cell, dict[str, Any]]]) -> None:
+    def run(self, cells: list[tuple[Task, dict[str, Any]]]) -> None:
         with ExitStack() as stack:
             if self._plan.threads > 1:
                 self._probe = stack.enter_context(worker(self._plan.threads))
@@ -241,7 +239,7 @@ class _Generation:
             if running is None or not running.alive:
                 self._workers[candidate.name] = stack.enter_context(worker(self._plan.threads))
 
-    def _wanted(self, number: int, cell: Cell) -> str:
+    def _wanted(self, number: int, cell: Task) -> str:
         path = self._folder / f"{number}.npz"
         if not path.exists():
             np.savez(path, allow_pickle=False, **expected(cell))
@@ -250,7 +248,7 @@ class _Generation:
     def _prepare(
         self,
         candidates: Sequence[Candidate],
-        cell: Cell,
+        cell: Task,
         wanted: str,
         results: dict[str, dict[str, Any]],
     ) -> None:
@@ -278,8 +276,9 @@ class _Generation:
                 errors = self._workers[candidate.name].receive()
                 error = errors["of_all"]
                 result["error"] = max(error, result["error"] or 0.0)
-                if not error <= TOLERANCE:
-                    result["status"], result["reason"] = "differs", _difference(errors)
+                if not error <= tolerance(cell):
+                    result["status"] = "differs"
+                    result["reason"] = difference_words(errors, cell)
             self._workers[candidate.name].pause()
 
     def _lacks_a_near_turn(self, result: dict[str, Any]) -> bool:
@@ -287,7 +286,7 @@ class _Generation:
         return bool(turns) and all(map(is_far, turns))
 
     def _round(
-        self, cell: Cell, wanted: str, results: dict[str, dict[str, Any]], progress: Progress
+        self, cell: Task, wanted: str, results: dict[str, dict[str, Any]], progress: Progress
     ) -> None:
         order = list(self._plan.candidates)
         self._order.shuffle(order)
@@ -330,15 +329,6 @@ class _Generation:
         running.resume()
         running.ask({"do": "drop"})
         running.pause()
-
-
-def _difference(errors: dict[str, float]) -> str:
-    """How a result differs, in words."""
-    error = errors["of_all"]
-    off = f"off by {error:.0e} of the largest number" if np.isfinite(error) else "NaN, or a shape"
-    if errors["where_keys_are_seen"] <= TOLERANCE:
-        return f"rows that may see no key are not Keras's ({off}); the others are right"
-    return f"not Keras's numbers ({off})"
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from . import wholes
 from .stats import (
     FAR,
     TINY_MICROSECONDS,
@@ -42,6 +43,8 @@ SHORT = (
 def report(data: dict[str, Any]) -> str:
     """The whole page."""
     results = Results(data)
+    if set(data["took_seconds"]) == {"models"}:
+        return f"{wholes.section(data)}\n\n{_made(results)}\n"
     parts = [_heading(results)]
     if results.cells:
         parts += [_ours(results), far_table(results), _everyone(results), _tiny(results)]
@@ -51,6 +54,8 @@ def report(data: dict[str, Any]) -> str:
         parts.append(session(data))
     if "load" in data:
         parts.append(load(data))
+    if "models" in data:
+        parts.append(wholes.section(data))
     parts += [_reasons(results), _method(results)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -58,6 +63,8 @@ def report(data: dict[str, Any]) -> str:
 def short(data: dict[str, Any]) -> str:
     """The short table: a few cells, ours beside the best peer."""
     results = Results(data)
+    if set(data["took_seconds"]) == {"models"}:
+        return f"{wholes.short(data)}\n\n{_where(results)}\n"
     wanted = [cell for cell in results.cells if cell["name"] in SHORT] or results.cells
     header = ("cell", "ours", "best peer", "ours is")
     rows: list[list[str]] = []
@@ -82,7 +89,6 @@ def _where(results: Results) -> str:
 
 def _heading(results: Results) -> str:
     data = results.data
-    took = sum(data["took_seconds"].values())
     quick = (
         " This was a `--quick` run: small cells, few turns." if data["settings"]["quick"] else ""
     )
@@ -94,8 +100,16 @@ def _heading(results: Results) -> str:
         f"onnx-attn bench{flags} --output benchmarks/results.json\n"
         "onnx-attn bench --report benchmarks/results.json > benchmarks/README.md\n"
         "```\n\n"
+        f"{_made(results)}{quick}"
+    )
+
+
+def _made(results: Results) -> str:
+    data = results.data
+    took = sum(data["took_seconds"].values())
+    return (
         f"{data['made']}, {took / 60:.0f} minutes. {_where(results)} "
-        f"Load average before: {data['machine']['load_before']}.{quick}"
+        f"Load average before: {data['machine']['load_before']}."
     )
 
 

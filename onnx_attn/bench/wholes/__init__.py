@@ -1,0 +1,1 @@
+"""Whole models: as exporters wrote them, ours, and what other optimizers make of them."""
