@@ -53,6 +53,12 @@ BATCHES = (
     "a request of b rows sends masks of b rows, [b, 1] (all true: no mask) or [b, length]; "
     "requests of equal shapes are joined, so pad lengths to a few sizes and say so in value_mask"
 )
+NO_BIAS = "a bias of zeros (shape {ones}) means no bias; one that all rows share has 1 row"
+BIASES = (
+    "a request of b rows sends a bias of b rows: Triton joins and counts its first axis as rows, "
+    "and refuses 1 row beside others, so repeat a bias that all rows share, or serve with "
+    "max_batch_size 0, where it has 1 row"
+)
 
 
 @dataclass(frozen=True)
@@ -164,6 +170,9 @@ class ServedModel:
             found.append(SCALAR.format(names=" and ".join(scalars)))
         if any(tensor.name.endswith("_mask") for tensor in inputs):
             found.append(BATCHES if self.max_batch_size else NO_BATCHES)
+        for bias in (tensor for tensor in inputs if tensor.name == "bias"):
+            ones = NO_BIAS.format(ones=[1] * len(bias.dims))
+            found.append(BIASES if self.max_batch_size else ones)
         if any(tensor.type == "TYPE_BF16" for tensor in inputs):
             found.append(BFLOAT16)
         return found

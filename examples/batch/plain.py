@@ -16,6 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from onnx_attn import OnnxAttnError
 from onnx_attn.batch import AttendBatch
 
 ROWS = 256
@@ -24,19 +25,21 @@ ROWS = 256
 def attend_file(stage: AttendBatch, source: Path, target: Path, rows: int = ROWS) -> int:
     """Attend over one Parquet file, `rows` rows at a time; the rows written."""
     made = target.with_name(f".{target.name}.part")
-    writer, written = None, 0
-    with pq.ParquetFile(source) as file:
-        try:
-            for batch in file.iter_batches(batch_size=rows):
-                result = stage(pa.Table.from_batches([batch])).select(["id", "output"])
-                writer = writer or pq.ParquetWriter(made, result.schema, compression="zstd")
-                writer.write_table(result)
-                written += len(result)
-        finally:
-            if writer is not None:
-                writer.close()
-    if writer is not None:
+    written = 0
+
+    def attended(table: pa.Table) -> pa.Table:
+        return stage(table).select(["id", "output"])
+
+    try:
+        with pq.ParquetFile(source) as file:
+            schema = attended(file.schema_arrow.empty_table()).schema
+            with pq.ParquetWriter(made, schema, compression="zstd") as writer:
+                for batch in file.iter_batches(batch_size=rows):
+                    writer.write_table(attended(pa.Table.from_batches([batch])))
+                    written += len(batch)
         os.replace(made, target)
+    finally:
+        made.unlink(missing_ok=True)
     return written
 
 
@@ -64,7 +67,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=ROWS, help="rows in memory at a time")
     given = parser.parse_args()
     model = given.model or given.data.parent / "attention.onnx"
-    print(f"{attend_folder(model, given.data, given.out, given.rows)} rows computed")
+    try:
+        print(f"{attend_folder(model, given.data, given.out, given.rows)} rows computed")
+    except OnnxAttnError as error:
+        parser.exit(2, f"error: {error}\n")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ COMMANDS = (
     "run",
     "inspect",
     "verify",
+    "rewrite",
     "triton",
     "models",
     "bench",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -36,6 +37,7 @@ FILES: dict[str, tuple[Any, dict[str, Any]]] = {
     "fused": (Attention(), {"schedule": "fused"}),
     "concat": (Attention(score_mode="concat"), {"return_attention_scores": True}),
     "additive": (AdditiveAttention(use_scale=False), {}),
+    "no bias given": (Attention(), {"bias": True}),
     "float64": (Attention(dtype="float64"), {}),
     "float16": (Attention(dtype="float16"), {"return_attention_scores": True}),
     "fixed batch": (Attention(), {"dims": {"batch": 3}}),
@@ -441,11 +443,20 @@ def test_bad_arguments(arguments: dict[str, Any], words: str) -> None:
     assert words in str(raised.value)
 
 
+def test_a_file_with_heads_is_refused() -> None:
+    model = Attention().to_onnx(heads=True).SerializeToString()
+    with pytest.raises(InputError, match=r"takes files of query .*; this one takes .*heads"):
+        AttendBatch(model)
+
+
 def test_a_model_that_is_not_ours_is_refused_before_any_row(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="does not exist"):
         AttendBatch(tmp_path / "none.onnx")
     with pytest.raises(ModelError, match="not an ONNX file"):
         AttendBatch(b"nonsense")
+    other = onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [])).SerializeToString()
+    with pytest.raises(ModelError, match="not one that onnx_attn wrote"):
+        AttendBatch(other)
 
 
 def test_without_pyarrow_the_extra_is_named() -> None:

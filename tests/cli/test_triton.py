@@ -74,11 +74,19 @@ FILES: dict[str, tuple[Any, dict[str, Any]]] = {
     "float16": (Attention(dtype="float16"), {}),
     "bfloat16": (Attention(dtype="bfloat16"), {}),
     "float64": (Attention(dtype="float64"), {}),
+    "bias": (Attention(), {"bias": True}),
+    "heads": (Attention(causal=True), {"heads": True, "dims": {"heads": 8}}),
+    "heads, bias": (Attention(), {"heads": True, "bias": True, "return_attention_scores": True}),
+    "optional bias": (Attention(dtype="float16"), {"bias": True, "inputs": "optional"}),
+    "one bias": (Attention(), {"bias": True, "dims": {"bias_batch": 1}}),
 }
 MODELS = {
     name: layer.to_onnx(**options).SerializeToString() for name, (layer, options) in FILES.items()
 }
-BATCHED = ("plain", "no masks, no key", "fused", "float16", "float64")
+BATCHED = (
+    *("plain", "no masks, no key", "fused", "float16", "float64"),
+    *("bias", "heads", "heads, bias"),
+)
 
 
 def config_class() -> Any:
@@ -212,6 +220,10 @@ def test_notes_say_what_the_server_and_the_client_must_know() -> None:
     assert "sends scale, without axes" in scalar
     assert "scale and concat_score_weight and training" in served("scalars").notes[0]
     assert "bfloat16" in served("bfloat16").notes[-1]
+    assert "a bias of zeros (shape [1, 1, 1]) means no bias" in served("bias").notes[-1]
+    assert "(shape [1, 1, 1, 1])" in served("heads, bias").notes[-1]
+    batched = served("heads, bias", max_batch_size=4).notes[-1]
+    assert "refuses 1 row beside others, so repeat a bias that all rows share" in batched
     for name in MODELS:
         made = served(name)
         assert made.config.count("\n# ") == len(made.notes)
@@ -314,6 +326,8 @@ def test_bad_arguments_write_nothing(
         ("optional", "query_mask may be left out, which Triton does not allow where it joins"),
         ("scalars", "scale has no batch axis, so Triton cannot join requests"),
         ("fixed dims", "query has its batch fixed at 2"),
+        ("one bias", "bias has its batch fixed at 1"),
+        ("optional bias", "query_mask may be left out"),
     ],
 )
 def test_files_that_a_server_cannot_batch(name: str, words: str) -> None:
@@ -321,6 +335,18 @@ def test_files_that_a_server_cannot_batch(name: str, words: str) -> None:
         served(name, max_batch_size=8)
     assert words in str(raised.value)
     assert "max_batch_size 0" in str(raised.value)
+
+
+def test_heads_and_bias_by_name() -> None:
+    shapes = {tensor.name: tensor.dims for tensor in served("heads, bias").inputs}
+    assert shapes["query"] == shapes["bias"] == (-1,) * 4
+    assert shapes["value_mask"] == (-1, -1)
+    text = served("heads", max_batch_size=4).config
+    assert 'name: "query" data_type: TYPE_FP32 dims: [ 8, -1, -1 ]' in text
+    bias = 'name: "bias" data_type: TYPE_FP32 dims: [ -1, -1, -1 ] }'
+    assert bias in served("bias").config
+    assert bias in served("heads, bias", max_batch_size=4).config
+    assert "TYPE_FP16 dims: [ -1, -1, -1 ] optional: true" in served("optional bias").config
 
 
 @pytest.mark.parametrize("dims", [None, {"dim": 5}])

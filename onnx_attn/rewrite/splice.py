@@ -1,0 +1,308 @@
+"""Puts the walk in the place of a site's nodes.
+
+Each site becomes one If: the walk where the sequences are long and the tensors fit it, and the
+nodes that were there, in their plainest form, for everything else.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from ..graph.builder import subgraph
+from ..graph.nodes import reduced, view
+from ..graph.schedules.bias_walk import Facts, bias_walk
+from .dims import Dims, equal
+from .expressions import ZERO
+from .keys import Keys
+from .masks import bias_sizes
+from .placing import move, new_builder
+from .products import Operand
+from .scores import HIDDEN_BELOW, Fixed, Form, Linear, Scores, Select
+from .shared import Shared
+from .site_facts import SharedFacts
+from .sites import Site
+from .triangles import Masks
+
+# Fewer queries or keys than this, and the nodes that were there are as fast or faster.
+WALK_FROM = 160
+FLOAT = ir.DataType.FLOAT
+INT32, BOOL = int(ir.DataType.INT32), int(ir.DataType.BOOL)
+LAST = 2**31 - 1
+
+
+class Splicer:
+    """Rewrites sites of one model, sharing what they have in common."""
+
+    def __init__(self, model: ir.Model, walk_from: int = WALK_FROM) -> None:
+        self.model = model
+        self.dims = Dims(model)
+        self.builder = new_builder(model)
+        self.op: Any = self.builder.op
+        self.shared = Shared(self.op, self.dims, walk_from)
+        self.facts = SharedFacts(self.shared)
+        self.placed: list[ir.Value] = []
+
+    def rewrite(self, site: Site) -> None:
+        """Put the walk in the place of `site`'s nodes."""
+        op = self.op
+        assert site.product is not None
+        assert site.scores is not None
+        assert site.sum is not None
+        assert site.output is not None
+        query, value = self._turned(site.product.query), self._turned(site.sum.value)
+        sizes = bias_sizes(site.scores.bias, self.dims)
+        assert sizes is not None
+        bias_rank = len(sizes)
+        keys = Keys(site, self.dims, lazy=bias_rank <= 4)
+        key = keys.there if keys.is_transposed else self._turned(site.product.key)
+        rank = site.product.query.rank
+        if site.lead:
+            rank = len(site.lead[-1].picked)
+            query, key = (self._led(site, tensor) for tensor in (query, key))
+        value_shape = None
+        if site.reshaped_later or site.sum.value.rank != rank:
+            value_shape = op.Shape(value)
+            lead = op.Slice(op.Shape(query), [0], [-2])
+            value = op.Reshape(value, op.Concat(lead, op.Slice(value_shape, [-2], [LAST]), axis=0))
+        query = self._multiplied(query, site.scores)
+        rank = max(rank, bias_rank)
+        query, key, value = (self._to_rank(tensor, rank) for tensor in (query, key, value))
+        shape = query
+        query, key, value = (self._four(tensor, rank) for tensor in (query, key, value))
+        keys.there = key
+        known = self.facts.known_masks(site.scores, query, keys, value) if rank <= 4 else None
+        if known is not None:
+            output = self._attend_masked(site, query, keys, value, known)
+        else:
+            bias = self.shared.bias(site.scores.bias)
+            if bias is not None:
+                bias = self._bias_to_four(bias, bias_rank, rank, shape)
+            output = self._attend_biased(site, query, keys, value, bias)
+        width = op.Shape(value, start=3, end=4)
+        if value_shape is not None:
+            lead = op.Slice(value_shape, [0], [-2])
+            length = op.Shape(query, start=2, end=3)
+            output = op.Reshape(output, op.Concat(lead, length, width, axis=0))
+        elif rank != 4:
+            lead = op.Slice(op.Shape(shape), [0], [-1])
+            output = op.Reshape(output, op.Concat(lead, width, axis=0))
+        if site.sum.perm is not None:
+            output = op.Transpose(output, perm=site.sum.perm)
+        self._take_place(site.output, output)
+
+    def finish(self) -> None:
+        """Move what was built into the model, and remove what it replaces."""
+        move(self.builder, self.model, "attention", self.placed)
+        passes.RemoveUnusedNodesPass()(self.model)
+        self.model.graph.sort()
+
+    # Operands
+
+    def _turned(self, operand: Operand) -> Any:
+        tensor: Any = operand.value
+        if operand.perm is not None:
+            tensor = self.op.Transpose(tensor, perm=operand.perm)
+        if operand.added:
+            tensor = self.op.Unsqueeze(tensor, list(range(operand.added)))
+        return tensor
+
+    def _led(self, site: Site, tensor: Any) -> Any:
+        """The tensor with the leading axes that the scores were reshaped to."""
+        op = self.op
+        for shaping in site.lead:
+            target: Any = shaping.target
+            if not target.dtype or target.dtype != ir.DataType.INT64:
+                target = op.Shape(target)
+            pieces = [
+                [1] if place is None else op.Gather(target, [place])
+                for place in shaping.picked[:-2]
+            ]
+            last = op.Slice(op.Shape(tensor), [-2], [LAST])
+            tensor = op.Reshape(tensor, op.Concat(*pieces, last, axis=0))
+        return tensor
+
+    def _multiplied(self, query: Any, scores: Scores) -> Any:
+        for factor in scores.factors:
+            operator = self.op.Div if factor.divides else self.op.Mul
+            query = operator(query, factor.value)
+        return query
+
+    def _to_rank(self, tensor: Any, rank: int) -> Any:
+        missing = rank - _rank(tensor, rank)
+        return self.op.Unsqueeze(tensor, list(range(missing))) if missing > 0 else tensor
+
+    def _four(self, tensor: Any, rank: int) -> Any:
+        """[..., length, width] as [batch, heads, length, width]."""
+        op = self.op
+        if rank == 4:
+            return tensor
+        if rank < 4:
+            return op.Unsqueeze(tensor, [1] if rank == 3 else [0, 1])
+        last = op.Slice(op.Shape(tensor), [-2], [LAST])
+        return op.Reshape(tensor, op.Concat([0, -1], last, axis=0))
+
+    def _bias_to_four(self, bias: Any, bias_rank: int, rank: int, query: Any) -> Any:
+        op = self.op
+        if rank <= 4:
+            bias = self._to_rank(bias, max(rank, 2)) if bias_rank < rank else bias
+            return self._four(bias, max(rank, 2))
+        bias = self._to_rank(bias, rank)
+        heads = op.Slice(op.Shape(query), [1], [-2])
+        bias = op.Expand(bias, op.Concat([1], heads, [1, 1], axis=0))
+        last = op.Slice(op.Shape(bias), [-2], [LAST])
+        return op.Reshape(bias, op.Concat([0, -1], last, axis=0))
+
+    # The walk
+
+    def _attend_biased(self, site: Site, query: Any, keys: Keys, value: Any, bias: Any) -> Any:
+        """The walk over a bias that is read at run time, or over none."""
+        assert site.scores is not None
+        op, scores = self.op, site.scores
+        fits = self._fits(query, keys, value, bias)
+        facts, long = self.facts.of_bias(scores.bias, query, keys, bias)
+        fits = fits if fits is long else op.And(fits, long)
+        if scores.faithful is not None:
+            seen = op.Greater(reduced(op, "ReduceMax", bias, 3, 0), HIDDEN_BELOW)
+            seen = reduced(op, "ReduceMin", op.Cast(op.Reshape(seen, [-1]), to=INT32), 0, 0)
+            fits = op.And(fits, op.Cast(seen, to=BOOL))
+        return self._either(site, fits, query, keys, value, bias, facts)
+
+    def _attend_masked(self, site: Site, query: Any, keys: Keys, value: Any, masks: Masks) -> Any:
+        """The walk over masks that are known by the way they are made."""
+        long = self.shared.long(query, keys)
+        facts, bias = self.facts.of_masks(masks, query, keys)
+        return self._either(site, long, query, keys, value, bias, facts)
+
+    def _either(
+        self, site: Site, fits: Any, query: Any, keys: Keys, value: Any, bias: Any, facts: Facts
+    ) -> Any:
+        """The If of one site: the walk, or the nodes that were there in their plainest form."""
+        assert site.scores is not None
+        op, scores = self.op, site.scores
+        number = None if scores.number == 1.0 else scores.number
+        some = None if site.zeroed is None else self._some_shown(*site.zeroed)
+
+        def walk(op: Any) -> Any:
+            output = bias_walk(op, query, keys.turned(op), value, number, facts)[0]
+            if site.guarded:
+                output = op.Where(op.IsNaN(output), 0.0, output)
+            if some is not None:
+                output = op.Where(some, output, 0.0)
+            return output
+
+        def dense(op: Any) -> Any:
+            product = op.MatMul(query, keys.transposed(op))
+            if scores.faithful is not None:
+                product = self._faithful(op, scores.faithful, product)
+            else:
+                if number is not None:
+                    product = op.Mul(product, number)
+                if bias is not None:
+                    product = op.Add(product, bias)
+            weights = op.Softmax(product, axis=-1)
+            if site.guarded:
+                weights = op.Where(op.IsNaN(weights), 0.0, weights)
+            output = op.MatMul(weights, value)
+            return output if some is None else op.Where(some, output, 0.0)
+
+        return op.If(
+            fits,
+            then_branch=subgraph(op, walk, [_output("walked")]),
+            else_branch=subgraph(op, dense, [_output("dense")]),
+            _outputs=["attended"],
+            _name=f"{site.name}/attention",
+        )
+
+    def _some_shown(self, hidden: ir.Value, turned: bool) -> Any:
+        """Whether a query sees a key: bool [.., Tq or 1, 1], of rank 4."""
+        op = self.op
+        shown = self.shared.condition(hidden) if turned else op.Not(self.shared.condition(hidden))
+        sizes = self.dims.of(hidden)
+        rank = 4 if sizes is None else len(sizes)
+        seen = reduced(op, "ReduceMax", op.Cast(shown, to=INT32), rank - 1, 1)
+        seen = op.Cast(seen, to=BOOL)
+        if rank == 3:
+            return op.Unsqueeze(seen, [1])
+        return op.Unsqueeze(seen, list(range(4 - rank))) if rank < 4 else seen
+
+    def _faithful(self, op: Any, form: Form, product: Any) -> Any:
+        """A form as it was written, of a product: for queries that see no key."""
+        if isinstance(form, Select):
+            chosen = self._faithful(op, form.chosen, product)
+            other = self._faithful(op, form.other, product)
+            return op.Where(self.shared.condition(form.condition), chosen, other)
+        if isinstance(form, Fixed):
+            return self.shared.made(form.bias)
+        assert isinstance(form, Linear)
+        if form.number != 1.0:
+            product = op.Mul(product, form.number)
+        return product if form.bias == ZERO else op.Add(product, self.shared.made(form.bias))
+
+    def _fits(self, query: Any, keys: Keys, value: Any, bias: Any) -> Any:
+        """Whether the walk can take these tensors: long, of one batch, the bias's axes whole or 1.
+
+        What is known of the sizes is not asked.
+        """
+        op, dims = self.op, self.dims
+        of_query, of_value = dims.of(query), dims.of(value)
+        asked: list[Any] = []
+        wanted: list[Any] = []
+        for axis in (0, 1):
+            size = None if of_query is None else of_query[axis]
+            if not equal(size, keys.size(axis)):
+                asked.append(op.Shape(keys.there, start=axis, end=axis + 1))
+                wanted.append(op.Shape(query, start=axis, end=axis + 1))
+            if of_value is None or not equal(size, of_value[axis]):
+                asked.append(op.Shape(value, start=axis, end=axis + 1))
+                wanted.append(op.Shape(query, start=axis, end=axis + 1))
+        if of_value is None or not equal(keys.size(2), of_value[2]):
+            asked.append(op.Shape(value, start=2, end=3))
+            wanted.append(keys.length(op))
+        result = self.shared.long(query, keys)
+        if asked:
+            same = op.Equal(op.Concat(*asked, axis=0), op.Concat(*wanted, axis=0))
+            result = op.And(result, _all(op, same))
+        if bias is None:
+            return result
+        sizes = None if of_query is None else (*of_query[:3], keys.size(2))
+        of_bias = dims.of(bias)
+        if sizes and of_bias:
+            places = list(zip(of_bias, sizes, strict=True))
+            if all(size == 1 or equal(size, other) for size, other in places[:3]) and equal(
+                *places[3]
+            ):
+                return result
+        whole = op.Concat(op.Shape(query, start=0, end=3), keys.length(op), axis=0)
+        shape = op.Shape(bias)
+        lone = op.Equal(shape, op.Constant(value=ir.tensor(np.array([1, 1, 1, -1], np.int64))))
+        return op.And(result, _all(op, op.Or(lone, op.Equal(shape, whole))))
+
+    def _take_place(self, old: ir.Value, new: ir.Value) -> None:
+        """`new` wherever `old` was, under its name where it is an output of the model."""
+        name = old.name
+        new.shape, new.dtype = old.shape, old.dtype or FLOAT
+        self.dims.known[new] = self.dims.of(old)  # later layers are told of their sizes by it
+        outputs = self.model.graph.outputs
+        for index, value in enumerate(outputs):
+            if value is old:
+                outputs[index] = new
+        old.replace_all_uses_with(new)
+        old.name = f"{name}_before"
+        new.name = name
+        self.placed.append(new)
+
+
+def _rank(tensor: Any, default: int) -> int:
+    return default if tensor.shape is None else len(tensor.shape)
+
+
+def _all(op: Any, condition: Any) -> Any:
+    return op.Cast(reduced(op, "ReduceMin", op.Cast(condition, to=INT32), 0, 0), to=BOOL)
+
+
+def _output(name: str) -> ir.Value:
+    return view(name, FLOAT, "batch", "heads", "Tq", "value_dim")
