@@ -153,7 +153,10 @@ class Steps:
         if self.has_dot_scores and self.tensors.scale is not None:
             scale = self.tensors.scale
             if self.compute == ir.DataType.DOUBLE:
-                # ONNX Runtime takes a constant scalar into MatMul, as an attribute of 32 bits.
+                # ONNX Runtime takes a constant scalar into MatMul, as an attribute of 32 bits; one
+                # number for a single feature is a scalar to it as well.
+                if self.known.get("dim") == 1:
+                    return op.MatMul(query, op.Reshape(scale, [1, 1]), _outputs=["query_scaled"])
                 dim = op.Slice(op.Shape(query), [-1], [2**31 - 1], _outputs=["dim_of_query"])
                 scale = op.Expand(scale, dim, _outputs=["scale_of_features"])
             return op.call_inline(formulas.scaled_query, query, scale, _outputs=["query_scaled"])
@@ -270,6 +273,12 @@ class Steps:
         if self.tensors.training is None:
             return weights
         rate, dims = self.config.dropout, [None] * rank
+        wanted = self.tensors.training
+        if op.builder.parent is None:
+            # As in `tied`: what the branches read has to be an input of the main graph's nodes.
+            count = self.count(op, weights, "weight_count")
+            some = op.Cast(count, to=ir.DataType.BOOL, _outputs=["there_are_weights"])
+            wanted = op.And(wanted, some, _outputs=["dropping"])
 
         def dropped(op: OpBuilder) -> ir.Value:
             seed = self.config.seed
@@ -286,7 +295,7 @@ class Steps:
 
         (result,) = branching(
             op,
-            self.tensors.training,
+            wanted,
             subgraph(op, dropped, [self.value_named("weights_dropped", *dims)]),
             subgraph(op, kept, [self.value_named("weights_kept", *dims)]),
             ["weights_in_training"],

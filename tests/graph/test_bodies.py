@@ -78,6 +78,24 @@ def test_a_file_extracted_again(schedule: str, masks: Any, causal: bool, tmp_pat
     np.testing.assert_array_equal(run(extracted, feeds), run(model, feeds))
 
 
+@pytest.mark.parametrize("masks", ["none", "both"])
+@pytest.mark.parametrize("schedule", ["auto", "dense", "tiled"])
+def test_a_training_file_extracted_again(schedule: str, masks: Any, tmp_path: Path) -> None:
+    """What the branches of a training file read is an input of the nodes around them, too."""
+    layer = Attention(use_scale=True, causal=True, dropout=0.5)
+    layer.set_weights([0.3])
+    for scores in (False, True):
+        options = {"schedule": schedule, "masks": masks, "return_attention_scores": scores}
+        model = layer.to_onnx(training=True, **options)
+        whole, part = tmp_path / "whole.onnx", tmp_path / "part.onnx"
+        onnx.save(model, whole)
+        names = [given.name for given in model.graph.input]
+        outputs = [output.name for output in model.graph.output]
+        onnx.utils.extract_model(whole, part, names, outputs)
+        feeds = feeds_of(model, 400) | {"training": np.array(False)}
+        np.testing.assert_array_equal(run(onnx.load(part), feeds), run(model, feeds))
+
+
 @pytest.mark.parametrize("schedule", ["auto", "dense", "tiled", "fused"])
 def test_a_file_printed_and_parsed(schedule: str) -> None:
     model = Attention(use_scale=True).to_onnx(schedule=schedule)

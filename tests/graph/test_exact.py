@@ -191,3 +191,19 @@ def test_trained_weights_in_the_file(causal: bool, dtype: str, mode: str, schedu
     )
     close(results["output"], wanted[0], dtype)
     close(results["attention_scores"], wanted[1], dtype)
+
+
+@pytest.mark.parametrize("schedule", ["auto", "dense", "tiled"])
+def test_one_feature_of_fixed_sizes_is_exact_in_float64(schedule: str) -> None:
+    """One number for one feature is a scalar to ONNX Runtime, which keeps 32 bits of it."""
+    layer = make_layer("dot", use_scale=True, dtype="float64")
+    layer.set_weights([0.3])
+    dims = {"batch": 2, "Tq": 7, "Tv": 5, "dim": 1, "value_dim": 3}
+    model = layer.to_onnx(schedule=schedule, masks="none", dims=dims)
+    rng = np.random.default_rng(4)
+    feeds = {
+        name: rng.uniform(-1.5, 1.5, shape)
+        for name, shape in (("query", (2, 7, 1)), ("value", (2, 5, 3)), ("key", (2, 5, 1)))
+    }
+    got = AttentionSession(model.SerializeToString(), device="cpu").run(feeds)["output"]
+    close(got, attention(**feeds, scale=0.3, compute="float64")[0], "float64")

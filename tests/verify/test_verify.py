@@ -313,9 +313,9 @@ def test_a_training_file_that_never_drops_is_a_miss(tmp_path: Path) -> None:
     branches = [
         node for graph in graphs(model.graph) for node in graph.node if "training" in node.input
     ]
-    assert {node.op_type for node in branches} == {"If"}
+    assert {node.op_type for node in branches} <= {"If", "And"}
     for node in branches:
-        node.input[:] = ["never"]
+        node.input[0] = "never"
     onnx.save_model(model, folder / "model.onnx")
     result = onnx_attn("verify", folder)
     assert result.exit_code == 1
