@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from ..wholes.models import JUDGED_BATCH, JUDGED_LENGTH, MASKS, TOLERANCE
 from .stats import Results, time_of
 from .tables import duration, size, table
+from .whole_goals import ORIGINAL, OURS, against, goals, loads
 
-OURS, ORIGINAL = "rewritten", "original"
 # Rows of the short table for the front page.
 SHORT = (
     "decoder_6_heads.ts 1x2048",
@@ -38,13 +36,6 @@ def fastest(result: dict[str, Any]) -> float:
     return min(turn["fastest"] for turn in result["turns"])
 
 
-def against(result: dict[str, Any], other: dict[str, Any]) -> float | None:
-    """Median over the rounds of other's time by result's: above 1, `result` is faster."""
-    pairs = zip(result["turns"], other["turns"], strict=False)
-    ratios = [theirs["median"] / ours["median"] for ours, theirs in pairs]
-    return float(np.median(ratios)) if ratios else None
-
-
 def best_peer(results: Results, cell: dict[str, Any]) -> str | None:
     """The fastest right one of the peers, whichever of a model's two exports they began with."""
     best = results.best_peer(cell)
@@ -54,7 +45,8 @@ def best_peer(results: Results, cell: dict[str, Any]) -> str | None:
 def section(data: dict[str, Any]) -> str:
     """All tables."""
     results = results_of(data)
-    parts = [_speed(results), _memory(results), _load(results), _masks(results), _reasons(results)]
+    parts = [_speed(results), _memory(results), _load(results), _masks(results)]
+    parts += [_goals(results), _reasons(results)]
     heading = (
         "## Whole models\n\n"
         "Models as exporters write them, made small from configurations (6 layers, 384 wide; "
@@ -166,12 +158,8 @@ def _load(results: Results) -> str:
         made = results.data["graphs"][graph]
         row = [label]
         for name in names:
-            loads = [
-                cell["results"][name]["load"]
-                for cell in results.cells
-                if cell["graph"] == graph and "load" in cell["results"][name]
-            ]
-            seconds = f"{np.median(loads):.2f} s" if loads else "-"
+            load = loads(results, graph, name)
+            seconds = "-" if load is None else f"{load:.2f} s"
             file = f", {size(made[name]['bytes'])}" if "bytes" in made[name] else ""
             row.append(seconds + file)
         rows.append(row)
@@ -197,6 +185,15 @@ def _masks(results: Results) -> str:
         f"Largest difference to the original's outputs at {JUDGED_BATCH}x{JUDGED_LENGTH}, as a "
         f"share of its largest number; bold: more than {TOLERANCE:g}.\n\n" + table(header, rows)
     )
+
+
+def _goals(results: Results) -> str:
+    found = list(goals(results))
+    rows = [[g.what, g.wanted, g.got, "yes" if g.met else "**no**"] for g in found]
+    met = sum(goal.met for goal in found)
+    header = ("what", "goal", "measured", "met")
+    title = f"### Goals of whole models\n\n{met} of {len(found)} met.\n\n"
+    return title + table(header, rows) if rows else ""
 
 
 def _difference(found: float | str | None) -> str:
