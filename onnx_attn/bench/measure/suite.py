@@ -152,6 +152,20 @@ def run(
     def cells(request: Request, progress: Progress) -> list[dict[str, Any]]:
         return run_cells(request.plan(), progress, lambda found: keep(results | {"cells": found}))
 
+    def models(request: Request, progress: Progress) -> dict[str, Any]:
+        missing = {one.label: one.missing for one in request.whole_candidates if one.missing}
+
+        def whole(found: dict[str, Any]) -> dict[str, Any]:
+            return found | {"missing": missing}
+
+        return whole(
+            measure.run(
+                request.whole_plan(),
+                progress,
+                lambda found: keep(results | {"models": whole(found)}),
+            )
+        )
+
     parts: dict[str, Callable[[Request, Progress], Any]] = {
         "cells": cells,
         "memory": memory,
@@ -252,13 +266,6 @@ def load(request: Request, progress: Progress) -> list[dict[str, Any]]:
             measured.append({"name": cell.name, **found})
             progress(f"load, {cell.name}: {clients} clients")
     return measured
-
-
-def models(request: Request, progress: Progress) -> dict[str, Any]:
-    """Whole models, by who made them faster."""
-    found = measure.run(request.whole_plan(), progress)
-    missing = {one.label: one.missing for one in request.whole_candidates if one.missing}
-    return found | {"missing": missing}
 
 
 def wrong_results(results: dict[str, Any]) -> list[str]:

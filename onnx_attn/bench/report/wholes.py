@@ -19,6 +19,11 @@ SHORT = (
 )
 
 
+def alone(data: dict[str, Any]) -> bool:
+    """Whether whole models are all that was measured."""
+    return "models" in data and not {"cells", "memory", "session", "load"} & set(data)
+
+
 def results_of(data: dict[str, Any]) -> Results:
     """The whole models' cells and candidates, asked like any others."""
     return Results({**data, **data["models"]})
@@ -49,6 +54,8 @@ def section(data: dict[str, Any]) -> str:
     parts += [_goals(results), _reasons(results)]
     heading = (
         "## Whole models\n\n"
+        "Made by `onnx-attn bench --models --output benchmarks/models.json`; `--report` takes it "
+        "beside the other file.\n\n"
         "Models as exporters write them, made small from configurations (6 layers, 384 wide; "
         "Keras: 4 blocks, 256 wide), their weights drawn at random; what `onnx-attn rewrite "
         "--keep-all` makes of them; and what onnxruntime.transformers' optimizer (told the "
