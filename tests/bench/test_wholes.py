@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 from onnx_attn.bench.measure import suite
 from onnx_attn.bench.measure.turns import Plan
 from onnx_attn.bench.report.page import report, short
+from onnx_attn.bench.report.stats import Results
 from onnx_attn.bench.wholes import measure, models
 from onnx_attn.bench.wholes.models import GRAPH, GRAPHS, MASKS, WHOLES, Whole, shown
 from onnx_attn.bench.wholes.skeleton import draw, pack
@@ -180,3 +182,41 @@ def test_steps_are_counted() -> None:
     told: list[str] = []
     measure.run(plan, told.append)
     assert len(told) == measure.steps(plan)
+
+
+def test_goals_can_be_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    goals = importlib.import_module("model_goals").goals
+
+    def found(ours: float, peer: float, growth: float) -> dict[str, tuple[str, bool]]:
+        def result(median: float) -> dict[str, Any]:
+            turn = {"process": 0, "median": median, "fastest": median}
+            return {"status": "ok", "turns": [turn], "load": median, "growth": growth}
+
+        results = {
+            "original": result(300.0),
+            "rewritten": result(ours),
+            "onnxscript-ort": result(peer),
+        }
+        cells = [
+            {**vars(whole), "name": whole.name, "results": results}
+            for whole in (
+                Whole("encoder.ts", 8, 512, "tails"),
+                Whole("encoder.ts", 1, 32, tiny=True),
+            )
+        ]
+        kinds = {"original": "original", "rewritten": "ours", "onnxscript-ort": "peer"}
+        data = {
+            "settings": {"headline": "auto"},
+            "candidates": {name: {"label": name, "kind": kind} for name, kind in kinds.items()},
+            "cells": cells,
+            "graphs": {"encoder.ts": {}},
+        }
+        return {f"{g.what}: {g.wanted}": (g.got, g.met) for g in goals(Results(data))}
+
+    met = found(190.0, 200.0, 100e6)
+    assert len(met) == 5
+    assert all(good for _, good in met.values()), met
+    assert met["encoder 8x512 tails, either export: best peer / ours >= 1"] == ("1.05", True)
+    missed = found(460.0, 200.0, 140e6)
+    assert not any(good for _, good in missed.values()), missed

@@ -165,6 +165,20 @@ def run(
     def cells(request: Request, progress: Progress) -> list[dict[str, Any]]:
         return run_cells(request.plan(), progress, lambda found: keep(results | {"cells": found}))
 
+    def models(request: Request, progress: Progress) -> dict[str, Any]:
+        missing = {one.label: one.missing for one in request.whole_candidates if one.missing}
+
+        def whole(found: dict[str, Any]) -> dict[str, Any]:
+            return found | {"missing": missing}
+
+        return whole(
+            measure.run(
+                request.whole_plan(),
+                progress,
+                lambda found: keep(results | {"models": whole(found)}),
+            )
+        )
+
     parts: dict[str, Callable[[Request, Progress], Any]] = {
         "cells": cells,
         "memory": memory,
@@ -270,13 +284,6 @@ def _median_load(rounds: list[dict[str, Any]]) -> dict[str, Any]:
         "errors": sum(found["errors"] for found in rounds),
         "first_error": errors[0] if errors else None,
     }
-
-
-def models(request: Request, progress: Progress) -> dict[str, Any]:
-    """Whole models, by who made them faster."""
-    found = measure.run(request.whole_plan(), progress)
-    missing = {one.label: one.missing for one in request.whole_candidates if one.missing}
-    return found | {"missing": missing}
 
 
 def wrong_results(results: dict[str, Any]) -> list[str]:

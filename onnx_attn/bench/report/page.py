@@ -43,7 +43,7 @@ SHORT = (
 def report(data: dict[str, Any]) -> str:
     """The whole page."""
     results = Results(data)
-    if set(data["took_seconds"]) == {"models"}:
+    if wholes.alone(data):
         return f"{wholes.section(data)}\n\n{_made(results)}\n"
     parts = [_heading(results)]
     if results.cells:
@@ -63,7 +63,7 @@ def report(data: dict[str, Any]) -> str:
 def short(data: dict[str, Any]) -> str:
     """The short table: a few cells, ours beside the best peer."""
     results = Results(data)
-    if set(data["took_seconds"]) == {"models"}:
+    if wholes.alone(data):
         return f"{wholes.short(data)}\n\n{_where(results)}\n"
     wanted = [cell for cell in results.cells if cell["name"] in SHORT] or results.cells
     header = ("cell", "ours", "best peer", "ours is")

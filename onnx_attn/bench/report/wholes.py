@@ -12,6 +12,7 @@ from .stats import Results, time_of
 from .tables import duration, size, table
 
 OURS, ORIGINAL = "rewritten", "original"
+
 # Rows of the short table for the front page.
 SHORT = (
     "decoder_6_heads.ts 1x2048",
@@ -19,6 +20,28 @@ SHORT = (
     "encoder.dynamo 8x512 tails",
     "keras_attention 1x2048",
 )
+
+
+def alone(data: dict[str, Any]) -> bool:
+    """Whether whole models are all that was measured."""
+    return "models" in data and not {"cells", "memory", "session", "load"} & set(data)
+
+
+def against(result: dict[str, Any], other: dict[str, Any]) -> float | None:
+    """Median over the rounds of other's time by result's: above 1, `result` is faster."""
+    pairs = zip(result["turns"], other["turns"], strict=False)
+    ratios = [theirs["median"] / ours["median"] for ours, theirs in pairs]
+    return float(np.median(ratios)) if ratios else None
+
+
+def loads(results: Results, graph: str, name: str) -> float | None:
+    """Processor seconds that a candidate's file takes to load; None where there is none."""
+    found = [
+        cell["results"][name]["load"]
+        for cell in results.cells
+        if cell["graph"] == graph and "load" in cell["results"].get(name, {})
+    ]
+    return float(np.median(found)) if found else None
 
 
 def results_of(data: dict[str, Any]) -> Results:
@@ -38,13 +61,6 @@ def fastest(result: dict[str, Any]) -> float:
     return min(turn["fastest"] for turn in result["turns"])
 
 
-def against(result: dict[str, Any], other: dict[str, Any]) -> float | None:
-    """Median over the rounds of other's time by result's: above 1, `result` is faster."""
-    pairs = zip(result["turns"], other["turns"], strict=False)
-    ratios = [theirs["median"] / ours["median"] for ours, theirs in pairs]
-    return float(np.median(ratios)) if ratios else None
-
-
 def best_peer(results: Results, cell: dict[str, Any]) -> str | None:
     """The fastest right one of the peers, whichever of a model's two exports they began with."""
     best = results.best_peer(cell)
@@ -54,9 +70,12 @@ def best_peer(results: Results, cell: dict[str, Any]) -> str | None:
 def section(data: dict[str, Any]) -> str:
     """All tables."""
     results = results_of(data)
-    parts = [_speed(results), _memory(results), _load(results), _masks(results), _reasons(results)]
+    parts = [_speed(results), _memory(results), _load(results), _masks(results)]
+    parts.append(_reasons(results))
     heading = (
         "## Whole models\n\n"
+        "Made by `onnx-attn bench --models --output benchmarks/models.json`; `--report` takes it "
+        "beside the other file.\n\n"
         "Models as exporters write them, made small from configurations (6 layers, 384 wide; "
         "Keras: 4 blocks, 256 wide), their weights drawn at random; what `onnx-attn rewrite "
         "--keep-all` makes of them; and what onnxruntime.transformers' optimizer (told the "
@@ -166,12 +185,8 @@ def _load(results: Results) -> str:
         made = results.data["graphs"][graph]
         row = [label]
         for name in names:
-            loads = [
-                cell["results"][name]["load"]
-                for cell in results.cells
-                if cell["graph"] == graph and "load" in cell["results"][name]
-            ]
-            seconds = f"{np.median(loads):.2f} s" if loads else "-"
+            load = loads(results, graph, name)
+            seconds = "-" if load is None else f"{load:.2f} s"
             file = f", {size(made[name]['bytes'])}" if "bytes" in made[name] else ""
             row.append(seconds + file)
         rows.append(row)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,12 +36,15 @@ def steps(plan: Plan) -> int:
     return len(plan.candidates) * (2 * graphs + len(plan.cells)) + plan.steps
 
 
-def run(plan: Plan, progress: Progress) -> dict[str, Any]:
+def run(
+    plan: Plan, progress: Progress, keep: Callable[[dict[str, Any]], None] = lambda _: None
+) -> dict[str, Any]:
     """What a plan's models take.
 
-    `graphs`: of each model and candidate bytes, seconds it took to make and `masks`, the
-    difference to the original by mask, or a status and reason; `cells` as `run_cells` has them,
-    each result with `load`, processor seconds, and `growth`, bytes that a first run adds.
+    `graphs`: of each model and candidate bytes and `masks`, the difference to the original by mask,
+    or a status and reason; `cells` as `run_cells` has them, each result with `load`, processor
+    seconds, and `growth`, bytes that a first run adds. `keep` is given the results of each
+    generation.
     """
     with TemporaryDirectory(prefix="onnx-attn-") as folder:
         wholes = [replace(w, folder=folder) for w in plan.cells if isinstance(w, Whole)]
@@ -59,17 +62,23 @@ def run(plan: Plan, progress: Progress) -> dict[str, Any]:
             }
             for whole in wholes
         ]
-        cells = run_cells(replace(plan, cells=wholes), progress)
-    for cell, cost in zip(cells, costs, strict=True):
-        del cell["folder"]
-        for name, result in cell["results"].items():
-            result |= cost[name]
-    return {
-        "candidates": {one.name: {"label": one.label, "kind": one.kind} for one in plan.candidates},
-        "labels": {graph: GRAPH[graph].label for graph in graphs},
-        "graphs": graphs,
-        "cells": cells,
-    }
+
+        def found(cells: list[dict[str, Any]]) -> dict[str, Any]:
+            for cell, cost in zip(cells, costs, strict=True):
+                cell.pop("folder", None)  # it is gone when this is read
+                for name, result in cell["results"].items():
+                    result |= cost[name]
+            return {
+                "candidates": {
+                    one.name: {"label": one.label, "kind": one.kind} for one in plan.candidates
+                },
+                "labels": {graph: GRAPH[graph].label for graph in graphs},
+                "graphs": graphs,
+                "cells": cells,
+            }
+
+        turns = replace(plan, cells=wholes)
+        return found(run_cells(turns, progress, lambda cells: keep(found(cells))))
 
 
 def _ask(request: dict[str, Any], threads: int) -> Any:
