@@ -243,7 +243,7 @@ def _read_from(site: Site, node: ir.Node, source: ir.Value) -> None:
             raise UnreadableError("the product is a scaled Gemm under masks of two kinds")
         read = replace(read, steps=(Step("Mul", site.product.number), *read.steps))
     if site.zeroed is not None and not _hides(read.bias, *site.zeroed):
-        raise UnreadableError("its weights are masked otherwise than its scores")
+        raise UnreadableError("its weights are masked once more, and not provably as its scores are")
     site.scores = read
     site.lead = reader.lead
     site.reshaped_later |= reader.reshaped_later

@@ -84,6 +84,8 @@ def test_all_that_is_done_to_weights(after: str, order: str | None, mask: str) -
 def test_any_of_them_together(options: dict[str, object]) -> None:
     if options["order"] is None and not options["padding"]:
         options |= {"mask": None, "after": None}
+    if options["mask"] == "scaled after" and options["after"] in ("zeroed", "times the mask"):
+        options["after"] = None  # refused: a scaled mask is not seen to be the weights' mask
     if not options["heads"]:
         options["after"] = None
     hold(attention(**options))  # pyright: ignore
