@@ -138,6 +138,37 @@ def times(left: Expression, right: Expression) -> Expression:
     return Computed("Mul", (left, right))
 
 
+def divided(left: Expression, right: Number) -> Expression:
+    """left / right."""
+    if is_zero(left) or right.number == 1.0:
+        return left
+    if isinstance(left, Number):
+        return Number(float(np.float32(left.number) / np.float32(right.number)))
+    return Computed("Div", (left, right))
+
+
+def numbers_of(expression: Expression) -> list[float] | None:
+    """All that an expression may be; None where it is no choice between known numbers."""
+    if isinstance(expression, Number):
+        return [expression.number]
+    if isinstance(expression, Choice):
+        sides = numbers_of(expression.chosen), numbers_of(expression.other)
+        return None if sides[0] is None or sides[1] is None else [*sides[0], *sides[1]]
+    if isinstance(expression, Computed) and expression.op == "Add":
+        sides = numbers_of(expression.operands[0]), numbers_of(expression.operands[1])
+        if sides[0] is not None and sides[1] is not None:
+            sums = (add(Number(a), Number(b)) for a in sides[0] for b in sides[1])
+            return [total.number for total in sums if isinstance(total, Number)]
+    return None
+
+
+def largest(left: Expression, right: Expression) -> Expression:
+    """The larger of two."""
+    if isinstance(left, Number) and isinstance(right, Number):
+        return Number(max(left.number, right.number))
+    return Computed("Max", (left, right))
+
+
 def minus(expression: Expression) -> Expression:
     """-expression."""
     if isinstance(expression, Number):
@@ -192,7 +223,12 @@ def assume(given: Expression, condition: ir.Value, truth: bool) -> Expression:
             return add(*parts)
         if given.op == "Mul":
             return times(*parts)
-        return minus(*parts) if given.op == "Neg" else replace(given, operands=parts)
+        if given.op == "Neg":
+            return minus(*parts)
+        if given.op == "Max":
+            return largest(*parts)
+        left, right = parts
+        return divided(left, right) if isinstance(right, Number) else Computed("Div", parts)
     if not isinstance(given, Known):
         return given
     node = given.value.producer()

@@ -27,6 +27,7 @@ class Keys:
         assert site.product is not None
         given = site.product.node.inputs[1]
         plain = site.product.node.op_type == "MatMul" and not site.lead and given is not None
+        plain = plain and site.product.query.value is site.product.node.inputs[0]
         if not (lazy and plain) or given is None or site.product.query.rank != 4:
             return
         producer = given.producer()

@@ -120,7 +120,6 @@ def normal_form(source: Source) -> ir.Model:
     model.ir_version = max(model.ir_version, OLDEST_IR)
     _without_optional_constants(model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    passes.IdentityEliminationPass()(model)
     infer(model)
     _drop_idle_nodes(model)
     passes.DeduplicateInitializersPass()(model)
@@ -200,7 +199,11 @@ def _without_optional_constants(model: ir.Model) -> None:
 
 
 def _drop_idle_nodes(model: ir.Model) -> None:
-    """Casts to the type a value has, dropout outside training, and masks joined with themselves."""
+    """Nodes that change nothing.
+
+    Identities, casts to the type a value has, dropout outside training, and masks joined with
+    themselves.
+    """
     for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
         if node.domain != "" or node.graph is None:
             continue
@@ -209,6 +212,8 @@ def _drop_idle_nodes(model: ir.Model) -> None:
             continue
         if node.op_type == "Cast":
             idle = source.dtype is not None and int(source.dtype) == _int(node, "to")
+        elif node.op_type == "Identity":
+            idle = True
         elif node.op_type == "Dropout":
             idle = not _in_training(node) and not (len(node.outputs) > 1 and _used(node.outputs[1]))
         elif node.op_type in ("And", "Or"):  # Keras joins the masks of what it adds

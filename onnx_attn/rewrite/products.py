@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from .normal import constant
@@ -39,6 +40,10 @@ class Product:
     query: Operand
     key: Operand
     number: float = 1.0
+
+    def turned(self) -> Product:
+        """The product whose scores are these, transposed: query and key change places."""
+        return replace(self, query=self.key, key=self.query)
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,16 @@ def read_product(node: ir.Node) -> Product:
     )
 
 
+def read_turned_sum(node: ir.Node, weights: ir.Value) -> Sum:
+    """The value of value^T @ weights^T, `weights` being the transposed ones. Raises."""
+    left, right = _two(node)
+    ranks = rank_of(left), rank_of(right)
+    if right is not weights or ranks[0] != ranks[1]:
+        raise UnreadableError("its weights are transposed")
+    rank = ranks[0]
+    return Sum(_turned(left), (*range(rank - 2), rank - 1, rank - 2))
+
+
 def read_sum(node: ir.Node, weights: ir.Value) -> Sum:
     """The value that `weights` are multiplied with. Raises UnreadableError."""
     left, right = _two(node)
@@ -132,10 +147,21 @@ def _letters(node: ir.Node) -> tuple[list[str], list[str], list[str]]:
     text = node.attributes["equation"].as_string().replace(" ", "")
     operands, arrow, result = text.partition("->")
     first, _, second = operands.partition(",")
-    letters = [list(part) for part in (first, second, result)]
-    if not arrow or "." in text or any(len(set(part)) != len(part) for part in letters):
+    parts = [first, second, result]
+    if "..." in text and arrow:
+        # The axes that it stands for, as many of both operands, by letters of their own.
+        counts = {
+            rank_of(value) - len(part.replace("...", ""))
+            for value, part in zip(_two(node), (first, second), strict=True)
+        }
+        if len(counts) != 1 or any("..." not in part for part in parts):
+            raise UnreadableError(f"the product is an Einsum that broadcasts: {text}")
+        lead = "".join(chr(ord("0") + axis) for axis in range(counts.pop()))
+        parts = [part.replace("...", lead) for part in parts]
+    letters = [list(part) for part in parts]
+    if not arrow or "." in "".join(parts) or any(len(set(p)) != len(p) for p in letters):
         raise UnreadableError(f"the product is an Einsum that is not read: {text}")
-    if len(result) < 2:
+    if len(letters[2]) < 2:
         raise UnreadableError(f"the product is an Einsum of another kind: {text}")
     return letters[0], letters[1], letters[2]
 
@@ -176,8 +202,10 @@ def _gemm(node: ir.Node) -> float:
 
 
 def axes_of(node: ir.Node, rank: int) -> list[int] | None:
-    """The axes of a Squeeze or Unsqueeze, counted in the larger tensor; None if not known."""
+    """The axes of a Squeeze, Unsqueeze or reduction, in the larger tensor; None if not known."""
     axes: Any = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    if axes is None and "axes" in node.attributes:
+        axes = np.array(node.attributes["axes"].as_ints())
     if axes is None:
         return None
     return sorted(int(axis) % rank for axis in axes.reshape(-1))

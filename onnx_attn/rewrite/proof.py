@@ -109,12 +109,23 @@ class Prover:
             except RunError as error:
                 raise InputError(f"inputs: the original does not run on them: {error}") from error
         self._make(at)
+        self._check_repeatable()
         if not self.samples:
             words = self.proof.failed[0] if self.proof.failed else "no inputs could be made"
             raise ModelError(
                 f"{source.where} does not run as it is, so nothing can be proven: {words}. "
                 "Give inputs that it runs on"
             )
+
+    def _check_repeatable(self) -> None:
+        """Raises ModelError for a model of random operators, of which nothing can be proven."""
+        for sample, outputs in self.samples[:2]:
+            again = self.original(sample.feeds)
+            if any(difference(a, b) != 0 for a, b in zip(outputs, again, strict=True)):
+                raise ModelError(
+                    f"{self.source.where} gives other numbers each time it runs, so nothing can be "
+                    "proven: export it for inference, without Dropout in training mode"
+                )
 
     def _make(self, at: Mapping[str, int] | None) -> None:
         begin = time.monotonic()

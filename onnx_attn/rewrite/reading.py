@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from . import scores
-from .expressions import ZERO, expression, minus, negated, uniform
+from .expressions import ZERO, Expression, expression, minus, negated, uniform
 from .normal import constant
 from .products import PRODUCTS, axes_of, rank_of
-from .scores import Fixed, Form, Linear, Select, UnreadableError
+from .scores import Fixed, Form, Linear, Select, Step, UnreadableError
 
 # Between the product and its Softmax; each in `Reader.form`.
 SHAPING = ("Reshape", "Squeeze", "Unsqueeze")
+THROUGH = (*SHAPING, "Transpose", "ReduceMax")
 ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Neg", "Where", "Max", "Sum", "Cast", "Identity")
 
 
@@ -43,7 +44,7 @@ def products(value: ir.Value) -> Iterator[ir.Node]:
             waiting += [v for v in node.inputs[1:] if v is not None]
         elif node.domain == "" and node.op_type in ELEMENTWISE:
             waiting += [v for v in node.inputs if v is not None]
-        elif node.domain == "" and node.op_type in SHAPING and node.inputs[0] is not None:
+        elif node.domain == "" and node.op_type in THROUGH and node.inputs[0] is not None:
             waiting.append(node.inputs[0])
 
 
@@ -86,6 +87,7 @@ class Reader:
         self.nodes: set[ir.Node] = set()
         self.lead: list[Shaping] = []
         self.reshaped_later = False
+        self.turned = False
         self.shapings: dict[ir.Value, Form] = {}
 
     def form(self, value: ir.Value) -> Form | None:
@@ -110,6 +112,10 @@ class Reader:
             raise UnreadableError("its scores are quantised")
         if kind in SHAPING:
             return self._shaped(node)
+        if kind == "ReduceMax":
+            return self._largest(node)
+        if kind == "Transpose":
+            return self._turned(node)
         if kind not in ELEMENTWISE:
             raise UnreadableError(f"between its product and its Softmax is {named(node)}")
         values = [value for value in node.inputs if value is not None]
@@ -130,21 +136,44 @@ class Reader:
         if kind == "Sub":
             if other is None:
                 assert one is not None
-                return scores.shifted(one, minus(expression(right)))
+                return scores.shifted(one, minus(self._beside(right)))
+            if one is not None and self._is_largest(right, left):
+                return one
             other = self._negative(other)
             kind = "Add"
         if kind == "Add":
             if one is not None and other is not None:
                 return scores.together(one, other)
             if one is not None:
-                return scores.shifted(one, expression(right))
+                return scores.shifted(one, self._beside(right))
             assert other is not None
-            return scores.shifted(other, expression(left))
+            return scores.shifted(other, self._beside(left))
         if one is not None and other is None:
+            self._same_frame(right)
             return scores.scaled(one, right, kind == "Div")
         if kind == "Mul" and other is not None and one is None:
+            self._same_frame(left)
             return scores.scaled(other, left)
         raise UnreadableError("its scores are multiplied with or divided by themselves")
+
+    def _beside(self, value: ir.Value) -> Expression:
+        """What is added to the scores, or stands in their place."""
+        self._same_frame(value)
+        return expression(value)
+
+    def _same_frame(self, value: ir.Value) -> None:
+        """Raises where scores were reshaped between two masks, which then differ in their axes."""
+        if self.reshaped_later and uniform(value) is None:
+            raise UnreadableError("its scores are reshaped between two masks")
+
+    def _is_largest(self, value: ir.Value, of: ir.Value) -> bool:
+        """Whether a value is the largest score of each query: without it the weights are equal."""
+        node = value.producer()
+        assert node is not None
+        if node.op_type != "ReduceMax" or node.inputs[0] is not of:
+            return False
+        self.nodes.add(node)
+        return True
 
     def _given(self, value: ir.Value) -> Form:
         form = self.form(value)
@@ -157,11 +186,12 @@ class Reader:
         bias = minus(form.bias) if form.bias != ZERO else form.bias
         if isinstance(form, Fixed):
             return Fixed(bias)
-        return Linear(-form.number, form.factors, bias)
+        return Linear((*form.steps, Step("Mul", -1.0)), form.factors, bias)
 
     def _where(self, condition: ir.Value, chosen: ir.Value, other: ir.Value) -> Form:
         if condition in self.later:
             raise UnreadableError("a condition that depends on its scores changes them")
+        self._same_frame(condition)
         source, turned = negated(condition)
         if turned:
             chosen, other = other, chosen
@@ -169,7 +199,7 @@ class Reader:
         for value, truth in ((chosen, True), (other, False)):
             form = self.form(value)
             if form is None:
-                form = Fixed(expression(value))
+                form = Fixed(self._beside(value))
             sides.append(scores.restrict(form, source, truth))
         return Select(source, sides[0], sides[1])
 
@@ -180,7 +210,7 @@ class Reader:
             total = scores.together(total, form)
         for value in values:
             if self.form(value) is None:
-                total = scores.shifted(total, expression(value))
+                total = scores.shifted(total, self._beside(value))
         return total
 
     def _max(self, values: list[ir.Value]) -> Form:
@@ -189,6 +219,35 @@ class Reader:
         if len(forms) != 1 or any(number is None or number > -1e30 for number in numbers):
             raise UnreadableError("its scores are bounded by Max")
         return scores.lifted(forms[0], max(number for number in numbers if number is not None))
+
+    def _largest(self, node: ir.Node) -> Form:
+        """The largest score of each query, which is read by `_is_largest` alone."""
+        source = node.inputs[0]
+        assert source is not None
+        axes = axes_of(node, rank_of(source))
+        keeps = node.attributes.get("keepdims")
+        kept = keeps is None or keeps.as_int() == 1
+        only = all(
+            usage.node.op_type == "Sub" and usage.node.inputs[0] is source and usage.idx == 1
+            for usage in node.outputs[0].uses()
+        )
+        if axes != [rank_of(source) - 1] or not kept or not only:
+            raise UnreadableError(f"between its product and its Softmax is {named(node)}")
+        return self._given(source)
+
+    def _turned(self, node: ir.Node) -> Form:
+        """A transposed product: of key and query in the place of query and key."""
+        source = node.inputs[0]
+        assert source is not None
+        attribute = node.attributes.get("perm")
+        rank = rank_of(source)
+        perm = list(range(rank))[::-1] if attribute is None else list(attribute.as_ints())
+        form = self._given(source)
+        plain = isinstance(form, Linear) and form.bias == ZERO and not form.factors
+        if perm != [*range(rank - 2), rank - 1, rank - 2] or not plain or self.lead:
+            raise UnreadableError("its scores are transposed")
+        self.turned = not self.turned
+        return form
 
     def _shaped(self, node: ir.Node) -> Form:
         """A change of shape that keeps queries and keys the last two axes (but for lone ones)."""

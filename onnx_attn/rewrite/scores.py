@@ -24,8 +24,11 @@ from .expressions import (
     Number,
     add,
     assume,
+    divided,
     is_zero,
+    largest,
     negated,
+    numbers_of,
     times,
     truth_of,
     uniform,
@@ -39,8 +42,16 @@ class UnreadableError(Exception):
 
 
 @dataclass(frozen=True)
+class Step:
+    """The product is multiplied with, or divided by, a number or a scalar of the model."""
+
+    op: str  # Mul or Div
+    by: float | ir.Value
+
+
+@dataclass(frozen=True)
 class Factor:
-    """The product is multiplied (or divided) by a value of the model."""
+    """The product is multiplied with, or divided by, a value of the model that all keys share."""
 
     value: ir.Value
     divides: bool = False
@@ -48,9 +59,9 @@ class Factor:
 
 @dataclass(frozen=True)
 class Linear:
-    """number * factors * product + bias."""
+    """The product after `steps`, times factors, plus bias."""
 
-    number: float = 1.0
+    steps: tuple[Step, ...] = ()
     factors: tuple[Factor, ...] = ()
     bias: Expression = ZERO
 
@@ -114,9 +125,25 @@ def together(left: Form, right: Form) -> Form:
     if isinstance(left, Fixed) or isinstance(right, Fixed):
         linear = right if isinstance(left, Fixed) else left
         return replace(linear, bias=bias)
-    if left.factors != right.factors:
+    count = 0
+    while left.steps[count : count + 1] == right.steps[count : count + 1] != ():
+        count += 1
+    scales = number_of(left.steps[count:]), number_of(right.steps[count:])
+    if left.factors != right.factors or scales[0] is None or scales[1] is None:
         raise UnreadableError("two differently scaled copies of the scores are added")
-    return replace(left, number=left.number + right.number, bias=bias)
+    steps = (*left.steps[:count], Step("Mul", scales[0] + scales[1]))
+    return replace(left, steps=steps, bias=bias)
+
+
+def number_of(steps: tuple[Step, ...]) -> float | None:
+    """The number that steps scale by, as float32; None where one is known at run time only."""
+    total = np.float32(1.0)
+    for step in steps:
+        if isinstance(step.by, ir.Value):
+            return None
+        by = np.float32(step.by)
+        total = total / by if step.op == "Div" else total * by
+    return float(total)
 
 
 def scaled(form: Form, by: ir.Value, divides: bool = False) -> Form:
@@ -135,14 +162,12 @@ def scaled(form: Form, by: ir.Value, divides: bool = False) -> Form:
     if number == 0.0 and divides:
         raise UnreadableError("the scores are divided by zero")
     if number is not None:
-        factor = Number(1.0 / number) if divides else Number(number)
-        bias = form.bias
-        if not is_zero(bias):
-            bias = Computed("Div", (bias, Number(number))) if divides else times(bias, factor)
+        change = divided if divides else times
+        bias = change(form.bias, Number(number))
         if isinstance(form, Fixed):
             return Fixed(bias)
-        grown = np.float32(form.number) * np.float32(factor.number)
-        return replace(form, number=float(grown), bias=bias)
+        steps = form.steps if number == 1.0 else (*form.steps, Step(operator, number))
+        return replace(form, steps=steps, bias=bias)
     if not _per_query(by):
         raise UnreadableError(
             f"the scores are multiplied by {by.name!r}, which is no scalar and no number a query"
@@ -150,6 +175,8 @@ def scaled(form: Form, by: ir.Value, divides: bool = False) -> Form:
     bias = form.bias if is_zero(form.bias) else Computed(operator, (form.bias, Known(by)))
     if isinstance(form, Fixed):
         return Fixed(bias)
+    if all(size == 1 for size in by.shape or ()) and not form.factors:
+        return replace(form, steps=(*form.steps, Step(operator, by)), bias=bias)
     return replace(form, factors=(*form.factors, Factor(by, divides)), bias=bias)
 
 
@@ -164,21 +191,18 @@ def lifted(form: Form, lowest: float) -> Form:
     """max(form, lowest), for a number below all scores."""
     if isinstance(form, Select):
         return Select(form.condition, lifted(form.chosen, lowest), lifted(form.other, lowest))
-    bias = form.bias
-    if isinstance(bias, Number):
-        return replace(form, bias=Number(max(bias.number, lowest)))
-    return replace(form, bias=Computed("Max", (bias, Number(lowest))))
+    return replace(form, bias=largest(form.bias, Number(lowest)))
 
 
 @dataclass(frozen=True)
 class Scores:
-    """scale * product + bias as read from a form.
+    """The product after steps and factors, plus a bias, as read from a form.
 
     faithful: the form itself where a query that sees no key needs it, because hidden scores are
     replaced in one place and added to in another by numbers that do not swallow the scores.
     """
 
-    number: float
+    steps: tuple[Step, ...]
     factors: tuple[Factor, ...]
     bias: Expression
     faithful: Form | None
@@ -188,6 +212,7 @@ def read(form: Form) -> Scores:
     """The scale and bias of a form. Raises UnreadableError where there is no such form."""
     linears: list[Linear] = []
     fixed: list[float] = []
+    several: list[bool] = []
     added: list[Expression] = []
 
     def visit(part: Form) -> None:
@@ -198,27 +223,31 @@ def read(form: Form) -> Scores:
             linears.append(part)
             added.append(part.bias)
         else:
-            bias = part.bias
-            if not isinstance(bias, Number):
+            numbers = numbers_of(part.bias)
+            if numbers is None:
                 raise UnreadableError("a mask replaces scores by unknown numbers")
-            if not bias.number < HIDDEN_BELOW:
-                raise UnreadableError(
-                    f"a mask replaces scores by {bias.number:g}, which hides nothing"
-                )
-            fixed.append(bias.number)
+            if not max(numbers) < HIDDEN_BELOW:
+                number = max(numbers)
+                raise UnreadableError(f"a mask replaces scores by {number:g}, which hides nothing")
+            fixed.extend(numbers)
+            several.append(len(numbers) > 1)
 
     visit(form)
     if not linears:
         raise UnreadableError("the scores do not reach the Softmax")
     first = linears[0]
-    if any((part.number, part.factors) != (first.number, first.factors) for part in linears):
-        raise UnreadableError("a mask decides how the scores are scaled")
+    for part in linears:
+        if part.steps == first.steps and part.factors == first.factors:
+            continue
+        scales = number_of(part.steps), number_of(first.steps)
+        if scales[0] is None or scales[0] != scales[1] or part.factors != first.factors:
+            raise UnreadableError("a mask decides how the scores are scaled")
     # s - 1e9 still tells scores apart, -1e9 in its place does not: a number in the scores' place
     # is made so large that adding a score to it changes nothing.
     weak = any(np.isfinite(number) and number > -1e29 for number in fixed)
-    mixed = weak and any(not is_zero(bias) for bias in added)
+    mixed = weak and (any(several) or any(not is_zero(bias) for bias in added))
     bias = _bias(form, grow=not mixed)
-    return Scores(first.number, first.factors, bias, form if mixed else None)
+    return Scores(first.steps, first.factors, bias, form if mixed else None)
 
 
 def _bias(form: Form, grow: bool) -> Expression:

@@ -6,14 +6,14 @@ the value.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnx_ir as ir
 
 from . import scores
-from .expressions import ZERO, Choice, Expression, Number, negated, uniform
-from .products import PRODUCTS, Product, Sum, rank_of, read_product, read_sum
+from .expressions import ZERO, Expression, Number, assume, negated, truth_of, uniform
+from .products import PRODUCTS, Product, Sum, rank_of, read_product, read_sum, read_turned_sum
 from .reading import (
     SHAPING,
     Reader,
@@ -25,7 +25,8 @@ from .reading import (
     products,
     readers,
 )
-from .scores import HIDDEN_BELOW, Scores, UnreadableError
+from .scores import HIDDEN_BELOW, Scores, Step, UnreadableError
+from .weights import read_line
 
 
 @dataclass
@@ -44,7 +45,18 @@ class Site:
     guarded: bool = False  # NaN weights become 0
     # Where this condition is True (False if turned) weights become 0: the condition, and `turned`.
     zeroed: tuple[ir.Value, bool] | None = None
+    # What the output or, of keys, the value is multiplied with or divided by.
+    gains: list[Gain] = field(default_factory=list[Any])
     inner: list[ir.Value] = field(default_factory=list[Any])
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A factor of the weights: a number, [.., Tq or 1, 1] or, of keys, [.., 1, Tv]."""
+
+    op: str
+    by: float | ir.Value
+    of_keys: bool = False
 
 
 def find_sites(model: ir.Model) -> list[Site]:
@@ -93,12 +105,17 @@ def _read_forward(site: Site) -> None:
         site.inner.append(weights)
         if weights.is_graph_output():
             raise UnreadableError("its weights are an output of the model")
-        reading = [node for node in readers(weights) if node.op_type != "Shape"]
-        guard = _nan_guard(reading, weights)
-        if guard is not None:
-            site.guarded = True
-            weights = guard
+        line = read_line(weights)
+        if line is not None:
+            if any(value.is_graph_output() for value in line.inner):
+                raise UnreadableError("its weights are an output of the model")
+            site.guarded |= line.guarded
+            if line.number != 1.0:
+                site.gains.append(Gain("Mul", line.number))
+            site.inner += line.inner
+            weights = line.value
             continue
+        reading = [node for node in readers(weights) if node.op_type != "Shape"]
         zeroed = _zeroed(reading, weights) if site.zeroed is None else None
         if zeroed is not None:
             site.zeroed, weights = zeroed
@@ -114,29 +131,65 @@ def _read_forward(site: Site) -> None:
                 raise UnreadableError(f"its weights are cast to {dtype_name(node.outputs[0])}")
         elif node.domain == "" and node.op_type in SHAPING and node.inputs[0] is weights:
             site.reshaped_later = True
-        else:
+        elif node.domain == "" and node.op_type == "Transpose" and not site.reshaped_later:
+            _read_turned(site, node)
+            return
+        elif node.domain == "" and node.op_type == "Dropout":
+            raise UnreadableError("its weights go through Dropout in training mode")
+        elif not _read_gain(site, node, weights):
             raise UnreadableError(
                 f"between its Softmax and the product with the value is {named(node)}"
             )
         weights = node.outputs[0]
-    site.sum = read_sum(node, weights)
+    _end(site, node, read_sum(node, weights))
+
+
+def _end(site: Site, node: ir.Node, product: Sum) -> None:
+    """Note the product with the value that ends a site."""
+    site.sum = product
     site.output = node.outputs[0]
     if site.output.dtype not in (None, ir.DataType.FLOAT):
         raise UnreadableError(f"its output is {dtype_name(site.output)}, not float32")
 
 
-def _nan_guard(reading: list[ir.Node], weights: ir.Value) -> ir.Value | None:
-    """The result of Where(IsNaN(weights), 0, weights), if that is what reads them."""
-    kinds = sorted(node.op_type for node in reading)
-    if kinds != ["IsNaN", "Where"]:
-        return None
-    where = next(node for node in reading if node.op_type == "Where")
-    test = next(node for node in reading if node.op_type == "IsNaN")
-    condition, number, other = where.inputs
-    if condition is not test.outputs[0] or other is not weights or number is None:
-        return None
-    alone = len(readers(test.outputs[0])) == 1 and not test.outputs[0].is_graph_output()
-    return where.outputs[0] if alone and uniform(number) == 0.0 else None
+def _read_turned(site: Site, node: ir.Node) -> None:
+    """Weights that are transposed before the product: value^T @ weights^T."""
+    weights = node.outputs[0]
+    attribute = node.attributes.get("perm")
+    rank = rank_of(weights)
+    perm = list(range(rank))[::-1] if attribute is None else list(attribute.as_ints())
+    reading = readers(weights)
+    site.inner.append(weights)
+    if weights.is_graph_output():
+        raise UnreadableError("its weights are an output of the model")
+    plain = perm == [*range(rank - 2), rank - 1, rank - 2] and len(reading) == 1
+    if not plain or reading[0].op_type != "MatMul":
+        raise UnreadableError("its weights are transposed")
+    _end(site, reading[0], read_turned_sum(reading[0], weights))
+
+
+def _read_gain(site: Site, node: ir.Node, weights: ir.Value) -> bool:
+    """Whether `node` multiplies the weights by what each query, or each key, has one of."""
+    if node.domain != "" or node.op_type not in ("Mul", "Div") or site.reshaped_later:
+        return False
+    first, second = node.inputs
+    other = second if first is weights else first
+    if other is None or other is weights or (node.op_type == "Div" and second is weights):
+        return False
+    shape = other.shape
+    if shape is None or len(shape) > rank_of(weights):
+        return False
+    if len(shape) == 0 or shape[-1] == 1:
+        site.gains.append(Gain(node.op_type, other))
+        return True
+    if len(shape) == 1 or shape[-2] == 1:
+        site.gains.append(Gain(node.op_type, other, of_keys=True))
+        return True
+    if node.op_type == "Mul" and site.zeroed is None and truth_of(other):
+        source, turned = negated(other)
+        site.zeroed = source, not turned
+        return True
+    return False
 
 
 def _zeroed(
@@ -185,13 +238,17 @@ def _read_from(site: Site, node: ir.Node, source: ir.Value) -> None:
     if form is None:
         raise UnreadableError("its scores do not reach the Softmax")
     site.product = read_product(node)
+    if reader.turned:
+        site.product = site.product.turned()
     read = scores.read(form)
     if site.product.number != 1.0:
-        read = Scores(read.number * site.product.number, read.factors, read.bias, read.faithful)
-    if read.faithful is not None and site.product.number != 1.0:
-        raise UnreadableError("the product is a scaled Gemm under masks of two kinds")
+        if read.faithful is not None:
+            raise UnreadableError("the product is a scaled Gemm under masks of two kinds")
+        read = replace(read, steps=(Step("Mul", site.product.number), *read.steps))
     if site.zeroed is not None and not _hides(read.bias, *site.zeroed):
-        raise UnreadableError("its weights are masked otherwise than its scores")
+        raise UnreadableError(
+            "its weights are masked once more, and not provably as its scores are"
+        )
     site.scores = read
     site.lead = reader.lead
     site.reshaped_later |= reader.reshaped_later
@@ -211,8 +268,6 @@ def _read_from(site: Site, node: ir.Node, source: ir.Value) -> None:
 
 def _hides(bias: Expression, condition: ir.Value, turned: bool) -> bool:
     """Whether a bias is 0 but where the condition hides the score."""
-    if not isinstance(bias, Choice) or bias.condition is not condition:
-        return False
-    hidden, shown = (bias.other, bias.chosen) if turned else (bias.chosen, bias.other)
+    hidden, shown = (assume(bias, condition, truth) for truth in (not turned, turned))
     low = isinstance(hidden, Number) and hidden.number < HIDDEN_BELOW
-    return low and shown == ZERO
+    return bool(low and shown == ZERO)

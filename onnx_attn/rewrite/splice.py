@@ -16,15 +16,15 @@ from ..graph.builder import subgraph
 from ..graph.nodes import reduced, view
 from ..graph.schedules.bias_walk import Facts, bias_walk
 from .dims import Dims, equal
-from .expressions import ZERO
+from .expressions import ZERO, Expression, numbers_of
 from .keys import Keys
 from .masks import bias_sizes
 from .placing import move, new_builder
 from .products import Operand
-from .scores import HIDDEN_BELOW, Fixed, Form, Linear, Scores, Select
+from .scores import HIDDEN_BELOW, Fixed, Form, Linear, Scores, Select, Step
 from .shared import Shared
 from .site_facts import SharedFacts
-from .sites import Site
+from .sites import Gain, Site
 from .triangles import Masks
 
 # Fewer queries or keys than this, and the nodes that were there are as fast or faster.
@@ -69,8 +69,14 @@ class Splicer:
             lead = op.Slice(op.Shape(query), [0], [-2])
             value = op.Reshape(value, op.Concat(lead, op.Slice(value_shape, [-2], [LAST]), axis=0))
         query = self._multiplied(query, site.scores)
+        value = self._multiplied_keys(value, site.gains)
         rank = max(rank, bias_rank)
         query, key, value = (self._to_rank(tensor, rank) for tensor in (query, key, value))
+        bias = None
+        if rank > 4:
+            bias = self.shared.bias(site.scores.bias)
+            bias = None if bias is None else self._to_rank(bias, rank)
+            query, key, value = self._spread(op, [query, key, value], bias)
         shape = query
         query, key, value = (self._four(tensor, rank) for tensor in (query, key, value))
         keys.there = key
@@ -87,9 +93,14 @@ class Splicer:
             lead = op.Slice(value_shape, [0], [-2])
             length = op.Shape(query, start=2, end=3)
             output = op.Reshape(output, op.Concat(lead, length, width, axis=0))
-        elif rank != 4:
+        elif rank < 4:
+            output = op.Squeeze(output, [1] if rank == 3 else [0, 1])
+        elif rank > 4:
             lead = op.Slice(op.Shape(shape), [0], [-1])
             output = op.Reshape(output, op.Concat(lead, width, axis=0))
+        for gain in site.gains:
+            if not gain.of_keys:
+                output = getattr(op, gain.op)(output, gain.by)
         if site.sum.perm is not None:
             output = op.Transpose(output, perm=site.sum.perm)
         self._take_place(site.output, output)
@@ -130,6 +141,36 @@ class Splicer:
             operator = self.op.Div if factor.divides else self.op.Mul
             query = operator(query, factor.value)
         return query
+
+    def _multiplied_keys(self, value: Any, gains: list[Gain]) -> Any:
+        """The value times the factors that the weights of each key have."""
+        op = self.op
+        for gain in gains:
+            if gain.of_keys:
+                assert isinstance(gain.by, ir.Value)
+                by = gain.by
+                rank = len(by.shape or ())
+                by = op.Unsqueeze(by, [0]) if rank == 1 else by
+                perm = [*range(max(rank, 2))]
+                perm[-2:] = perm[:-3:-1]
+                value = getattr(op, gain.op)(value, op.Transpose(by, perm=perm))
+        return value
+
+    def _spread(self, op: Any, tensors: list[Any], bias: Any) -> list[Any]:
+        """Tensors [.., length, width] with the same leading axes, those of 1 expanded."""
+        axes = [self.dims.of(tensor) for tensor in tensors]
+        of_bias = () if bias is None else self.dims.of(bias)
+        first = axes[0]
+        if first is not None and of_bias is not None and None not in first[:-2]:
+            alike = all(sizes is not None and sizes[:-2] == first[:-2] for sizes in axes)
+            pairs = zip(reversed(of_bias[:-2]), reversed(first[:-2]), strict=False)
+            if alike and all(size in (1, other) for size, other in pairs):
+                return tensors
+        leads = [op.Slice(op.Shape(tensor), [0], [-2]) for tensor in tensors]
+        if bias is not None:
+            leads.append(op.Slice(op.Shape(bias), [0], [-2]))
+        shape = op.Concat(op.Max(*leads), [1, 1], axis=0)
+        return [op.Expand(tensor, shape) for tensor in tensors]
 
     def _to_rank(self, tensor: Any, rank: int) -> Any:
         missing = rank - _rank(tensor, rank)
@@ -183,24 +224,32 @@ class Splicer:
         """The If of one site: the walk, or the nodes that were there in their plainest form."""
         assert site.scores is not None
         op, scores = self.op, site.scores
-        number = None if scores.number == 1.0 else scores.number
         some = None if site.zeroed is None else self._some_shown(*site.zeroed)
+        steps = self._scalar_steps(scores.steps)
+        alpha, later = _folded(steps)
+        first: tuple[Step, ...] = ()
+        if _is_swallowing(scores.bias):
+            # On the query: as it comes, but for the last bit.
+            first, later = later, first
+
+        def block_scores(op: Any, queries: Any, keys: Any) -> Any:
+            return _stepped(op, op.Gemm(queries, keys, transB=1, alpha=alpha), later)
 
         def walk(op: Any) -> Any:
-            output = bias_walk(op, query, keys.turned(op), value, number, facts)[0]
+            given = [_stepped(op, query, first), keys.turned(op), value]
+            given = self._spread(op, given, bias)
+            q, k, v = given
+            output = bias_walk(op, q, k, v, None, facts, scores=block_scores)[0]
             if site.guarded:
                 output = op.Where(op.IsNaN(output), 0.0, output)
-            if some is not None:
-                output = op.Where(some, output, 0.0)
-            return output
+            return output if some is None else op.Where(some, output, 0.0)
 
         def dense(op: Any) -> Any:
             product = op.MatMul(query, keys.transposed(op))
             if scores.faithful is not None:
                 product = self._faithful(op, scores.faithful, product)
             else:
-                if number is not None:
-                    product = op.Mul(product, number)
+                product = _stepped(op, product, steps)
                 if bias is not None:
                     product = op.Add(product, bias)
             weights = op.Softmax(product, axis=-1)
@@ -238,48 +287,43 @@ class Splicer:
         if isinstance(form, Fixed):
             return self.shared.made(form.bias)
         assert isinstance(form, Linear)
-        if form.number != 1.0:
-            product = op.Mul(product, form.number)
+        product = _stepped(op, product, self._scalar_steps(form.steps))
         return product if form.bias == ZERO else op.Add(product, self.shared.made(form.bias))
 
     def _fits(self, query: Any, keys: Keys, value: Any, bias: Any) -> Any:
-        """Whether the walk can take these tensors: long, of one batch, the bias's axes whole or 1.
+        """Whether the walk can take these tensors: long, the bias's axes whole or 1.
 
         What is known of the sizes is not asked.
         """
         op, dims = self.op, self.dims
         of_query, of_value = dims.of(query), dims.of(value)
-        asked: list[Any] = []
-        wanted: list[Any] = []
-        for axis in (0, 1):
-            size = None if of_query is None else of_query[axis]
-            if not equal(size, keys.size(axis)):
-                asked.append(op.Shape(keys.there, start=axis, end=axis + 1))
-                wanted.append(op.Shape(query, start=axis, end=axis + 1))
-            if of_value is None or not equal(size, of_value[axis]):
-                asked.append(op.Shape(value, start=axis, end=axis + 1))
-                wanted.append(op.Shape(query, start=axis, end=axis + 1))
-        if of_value is None or not equal(keys.size(2), of_value[2]):
-            asked.append(op.Shape(value, start=2, end=3))
-            wanted.append(keys.length(op))
         result = self.shared.long(query, keys)
-        if asked:
-            same = op.Equal(op.Concat(*asked, axis=0), op.Concat(*wanted, axis=0))
-            result = op.And(result, _all(op, same))
-        if bias is None:
+        if of_value is None or not equal(keys.size(2), of_value[2]):
+            same = op.Equal(op.Shape(value, start=2, end=3), keys.length(op))
+            result = op.And(result, same)
+        of_bias = None if bias is None else dims.of(bias)
+        if bias is None or (
+            of_query is not None
+            and of_bias is not None
+            and (of_bias[2] == 1 or equal(of_bias[2], of_query[2]))
+            and equal(of_bias[3], keys.size(2))
+        ):
             return result
-        sizes = None if of_query is None else (*of_query[:3], keys.size(2))
-        of_bias = dims.of(bias)
-        if sizes and of_bias:
-            places = list(zip(of_bias, sizes, strict=True))
-            if all(size == 1 or equal(size, other) for size, other in places[:3]) and equal(
-                *places[3]
-            ):
-                return result
-        whole = op.Concat(op.Shape(query, start=0, end=3), keys.length(op), axis=0)
-        shape = op.Shape(bias)
-        lone = op.Equal(shape, op.Constant(value=ir.tensor(np.array([1, 1, 1, -1], np.int64))))
-        return op.And(result, _all(op, op.Or(lone, op.Equal(shape, whole))))
+        # Before a lone query or key is stretched to the bias's, no block is long.
+        whole = op.Concat(op.Shape(query, start=2, end=3), keys.length(op), axis=0)
+        shape = op.Shape(bias, start=2, end=4)
+        fits = op.Or(op.Equal(shape, [1, 1]), op.Equal(shape, whole))
+        return op.And(result, _all(op, fits))
+
+    def _scalar_steps(self, steps: tuple[Step, ...]) -> tuple[Step, ...]:
+        """Steps whose values are of rank 0, which do not change the rank of what they scale."""
+        result: list[Step] = []
+        for step in steps:
+            by = step.by
+            if isinstance(by, ir.Value) and len(by.shape or ()) > 0:
+                step = Step(step.op, self.op.Squeeze(by))
+            result.append(step)
+        return tuple(result)
 
     def _take_place(self, old: ir.Value, new: ir.Value) -> None:
         """`new` wherever `old` was, under its name where it is an output of the model."""
@@ -294,6 +338,32 @@ class Splicer:
         old.name = f"{name}_before"
         new.name = name
         self.placed.append(new)
+
+
+def _is_swallowing(bias: Expression) -> bool:
+    """Whether a bias that hides takes the scores with it, so that their last bit is nothing."""
+    numbers = numbers_of(bias)
+    return numbers is not None and all(n == 0.0 or n < -1e29 for n in numbers)
+
+
+def _folded(steps: tuple[Step, ...]) -> tuple[float, tuple[Step, ...]]:
+    """Steps as a number within the product and those after it.
+
+    ONNX Runtime folds them so too, and where a penalty like -1e4 rounds scores the last bit counts.
+    """
+    alpha = np.float32(1.0)
+    for count, step in enumerate(steps):
+        if isinstance(step.by, ir.Value):
+            return float(alpha), steps[count:]
+        by = np.float32(step.by)
+        alpha = alpha * (np.float32(1.0) / by if step.op == "Div" else by)
+    return float(alpha), ()
+
+
+def _stepped(op: Any, product: Any, steps: tuple[Step, ...]) -> Any:
+    for step in steps:
+        product = getattr(op, step.op)(product, step.by)
+    return product
 
 
 def _rank(tensor: Any, default: int) -> int:

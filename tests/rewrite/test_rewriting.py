@@ -92,11 +92,11 @@ def _softmax(w: Writer, scores: Any, v: Any) -> Any:
 REFUSALS = {
     "Tanh": lambda w, s, v: _softmax(w, w.op.Tanh(s), v),
     "over axis 1": lambda w, s, v: w.op.MatMul(w.op.Softmax(s, axis=1), v),
-    "is ReduceMax": lambda w, s, v: _softmax(
-        w, w.op.Sub(s, w.op.ReduceMax(s, axes=[2], keepdims=1)), v
+    "is ReduceMean": lambda w, s, v: _softmax(
+        w, w.op.Sub(s, w.op.ReduceMean(s, axes=[2], keepdims=1)), v
     ),
     "between its Softmax and the product with the value is Mul": lambda w, s, v: w.op.MatMul(
-        w.op.Mul(w.op.Softmax(s, axis=-1), w.constant(0.5)), v
+        w.op.Mul(w.op.Softmax(s, axis=-1), w.op.MatMul(v, w.op.Transpose(v, perm=[0, 2, 1]))), v
     ),
     "not by one product alone": lambda w, s, v: _twice(w, s, v),
     "scores are no product": lambda w, _, v: _softmax(w, w.op.Relu(v), w.weight(DIM, DIM)),

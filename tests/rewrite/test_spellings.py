@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from attention_spellings import MASKS, ORDERS, SCALES, TRANSPOSES, attention
+from attention_spellings import AFTER, MASKS, ORDERS, SCALES, TRANSPOSES, attention
 from model_pairs import Runner, cases, small_blocks, walked, worst
 
 __all__ = ["small_blocks"]
@@ -26,7 +26,7 @@ def hold(model: object, limit: float = 1e-5) -> None:
     ("mask", "order"), [*itertools.product(MASKS, [None, *list(ORDERS)[:2]])], ids=str
 )
 def test_every_mask(mask: str, order: str | None) -> None:
-    hold(attention(mask=mask, order=order, guard=mask == "add -inf"))
+    hold(attention(mask=mask, order=order, after="guard" if mask == "add -inf" else None))
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -56,10 +56,11 @@ def test_every_product(kind: str, mask: str | None) -> None:
     hold(attention(mask=mask, **options))
 
 
-@pytest.mark.parametrize("mask", ["fill lowest", "fill -1e9"])
+@pytest.mark.parametrize("after", AFTER)
 @pytest.mark.parametrize("order", [None, "ranges"])
-def test_weights_masked_once_more(mask: str, order: str | None) -> None:
-    hold(attention(mask=mask, order=order, zeroed=True))
+@pytest.mark.parametrize("mask", ["fill lowest", "fill -1e9"])
+def test_all_that_is_done_to_weights(after: str, order: str | None, mask: str) -> None:
+    hold(attention(mask=mask, order=order, after=after))
 
 
 @settings(
@@ -74,7 +75,7 @@ def test_weights_masked_once_more(mask: str, order: str | None) -> None:
             "scale": st.sampled_from(SCALES),
             "transpose": st.sampled_from(TRANSPOSES),
             "heads": st.booleans(),
-            "guard": st.booleans(),
+            "after": st.sampled_from([None, *AFTER]),
             "groups": st.booleans(),
             "opset": st.sampled_from([17, 20]),
         }
@@ -82,5 +83,9 @@ def test_weights_masked_once_more(mask: str, order: str | None) -> None:
 )
 def test_any_of_them_together(options: dict[str, object]) -> None:
     if options["order"] is None and not options["padding"]:
-        options["mask"] = None
+        options |= {"mask": None, "after": None}
+    if options["mask"] == "scaled after" and options["after"] in ("zeroed", "times the mask"):
+        options["after"] = None  # refused: a scaled mask is not seen to be the weights' mask
+    if not options["heads"]:
+        options["after"] = None
     hold(attention(**options))  # pyright: ignore

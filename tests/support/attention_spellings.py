@@ -205,7 +205,38 @@ ORDERS: dict[str, Callable[..., Any]] = {
     "off by one": _off_by_one,
 }
 
-TRANSPOSES = ("last two", "at once", "reshapes", "scaled")
+# What is done to the weights; `shown` as above, of rank 4.
+
+
+def _nan_to_num(w: Writer, weights: Any, _: Any) -> Any:
+    op, zero = w.op, w.constant(0.0)
+    weights = op.Where(op.IsNaN(weights), zero, weights)
+    large = op.And(op.IsInf(weights), op.Greater(weights, zero))
+    weights = op.Where(large, w.constant(-LOWEST), weights)
+    small = op.And(op.IsInf(weights), op.Less(weights, zero))
+    return op.Where(small, w.constant(LOWEST), weights)
+
+
+def _some(axis: int) -> Callable[..., Any]:
+    def apply(w: Writer, weights: Any, shown: Any) -> Any:
+        some = w.op.ReduceMax(w.op.Cast(shown, to=1), axes=[axis], keepdims=1)
+        return w.op.Mul(w.op.Add(some, w.constant(0.5)), weights)
+
+    return apply
+
+
+AFTER: dict[str, Callable[..., Any]] = {
+    "guard": lambda w, x, _: w.op.Where(w.op.IsNaN(x), w.constant(0.0), x),
+    "nan_to_num": _nan_to_num,
+    "clip": lambda w, x, _: w.op.Clip(x, w.constant(0.0), w.constant(1.0)),
+    "half": lambda w, x, _: w.op.Div(x, w.constant([[[[2.0]]]])),
+    "zeroed": lambda w, x, shown: w.op.Where(w.op.Not(shown), w.constant(0.0), x),
+    "times the mask": lambda w, x, shown: w.op.Mul(x, w.op.Cast(shown, to=1)),
+    "times each query": _some(3),
+    "times each key": _some(2),
+}
+
+TRANSPOSES = ("last two", "at once", "reshapes", "scaled", "of the scores")
 SCALES = ("none", "mul", "div", "on query", "both", "computed", "per head")
 
 
@@ -218,12 +249,11 @@ def attention(
     transpose: str = "last two",
     heads: bool = True,
     einsum: bool = False,
-    guard: bool = False,
+    after: str | None = None,
     groups: bool = False,
     opset: int = 17,
     outputs: tuple[str, ...] = ("out",),
     crosses: bool = False,
-    zeroed: bool = False,
     large: float = 1.0,
     name: str = "attention/Softmax",
 ) -> onnx.ModelProto:
@@ -284,7 +314,11 @@ def attention(
                 kt = op.Transpose(k, perm=[0, 1, 3, 2] if heads else [0, 2, 1])
         if scaled_key or transpose == "scaled":
             kt = op.Mul(kt, w.constant(np.sqrt(number)))
-        scores = op.MatMul(q, kt)
+        if transpose == "of the scores":
+            swap = [0, 1, 3, 2] if heads else [0, 2, 1]
+            scores = op.Transpose(op.MatMul(lengths_of_key, op.Transpose(q, perm=swap)), perm=swap)
+        else:
+            scores = op.MatMul(q, kt)
     if scale == "mul":
         scores = op.Mul(scores, w.constant(number))
     elif scale == "div":
@@ -299,12 +333,14 @@ def attention(
             w, scores, mask, order, flags, lengths_of_query, lengths_of_key, heads
         )
     weights = op.Softmax(scores, axis=-1, _name=name)
-    if guard:
-        weights = op.Where(op.IsNaN(weights), w.constant(0.0), weights)
-    if zeroed:
-        weights = op.Where(op.Not(shown), w.constant(0.0), weights)
+    if after is not None:
+        weights = AFTER[after](w, weights, shown)
     if einsum:
         out = op.Einsum(weights, v, equation="bhqk,bkhd->bqhd")
+    elif transpose == "of the scores":
+        swap = [0, 1, 3, 2] if heads else [0, 2, 1]
+        out = op.MatMul(op.Transpose(v, perm=swap), op.Transpose(weights, perm=swap))
+        out = op.Transpose(out, perm=[0, 3, 1, 2] if heads else [0, 2, 1])
     else:
         out = op.MatMul(weights, v)
         out = op.Transpose(out, perm=[0, 2, 1, 3]) if heads else out
