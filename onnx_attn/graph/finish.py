@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
@@ -94,15 +95,7 @@ def _settle_types(model: ir.Model) -> None:
 def _rename(model: ir.Model) -> None:
     """Values by what they hold, each name once in the whole model; nodes by rule or operator."""
     declared = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
-    used = set(declared)
-
-    def fresh(name: str) -> str:
-        candidate, count = name, 1
-        while candidate in used:
-            count += 1
-            candidate = f"{name}_{count}"
-        used.add(candidate)
-        return candidate
+    fresh = fresh_names(declared)
 
     for value in list(model.graph.initializers.values()):
         value.name = fresh(value.name or "")
@@ -113,6 +106,21 @@ def _rename(model: ir.Model) -> None:
                 output.name = fresh((output.name or "").rsplit("/", 1)[-1].removeprefix("v_"))
         node.name = fresh(node.metadata_props.get(RULE_KEY, node.op_type))
         node.metadata_props.clear()
+
+
+def fresh_names(taken: Iterable[str | None]) -> Callable[[str], str]:
+    """What makes of a name one that is neither `taken` nor was made before: name, name_2, .."""
+    used, counts = set(taken), Counter[str]()
+
+    def fresh(name: str) -> str:
+        candidate = name
+        while candidate in used:
+            counts[name] += 1
+            candidate = f"{name}_{counts[name] + 1}"
+        used.add(candidate)
+        return candidate
+
+    return fresh
 
 
 def _leave_types_to_inference(model: ir.Model) -> None:

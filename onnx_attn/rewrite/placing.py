@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import onnx_ir as ir
 from onnxscript import GraphBuilder
 
+from ..graph.finish import fresh_names
+
 
 def new_builder(model: ir.Model) -> GraphBuilder:
     """A graph of its own to build in, with the opsets of `model`."""
@@ -25,15 +27,7 @@ def move(
         for attribute in node.attributes.values():
             if attribute.type == ir.AttributeType.GRAPH:
                 used |= {value.name for value in attribute.as_graph().inputs}
-    kept = {*graph.outputs, *named}
-
-    def fresh(name: str) -> str:
-        candidate, count = name, 1
-        while candidate in used:
-            count += 1
-            candidate = f"{name}_{count}"
-        used.add(candidate)
-        return candidate
+    kept, fresh = {*graph.outputs, *named}, fresh_names(used)
 
     def rename(nodes: Iterable[ir.Node]) -> None:
         for node in nodes:
