@@ -4,6 +4,8 @@
 // onnx.proto: TensorProto.DataType, and the arrays that ONNX Runtime takes for each.
 const TYPES = {
   1: { name: "float32", Store: Float32Array },
+  6: { name: "int32", Store: Int32Array },
+  7: { name: "int64", Store: BigInt64Array },
   9: { name: "bool", Store: Uint8Array },
   10: { name: "float16", Store: globalThis.Float16Array ?? Uint16Array },
   11: { name: "float64", Store: Float64Array },
