@@ -1,7 +1,6 @@
-"""Promise: the table of tools tells the truth, whatever a tool does, and its check can fail"""
+"""Promise: the table of tools tells the truth, whatever a tool does, and its check can fail."""
 
 import os
-import signal
 import time
 from functools import partial
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from fake_tools import crashes, hangs, leaves, raises, untouched, wrong
 from onnx_attn.cli import load_commands
 from onnx_attn.verify.tools import expected, registry, table
 from onnx_attn.verify.tools.cases import case_names, make_cases
@@ -23,42 +23,9 @@ from onnx_attn.verify.tools.table import (
     measure_cases,
     unknown_limits,
 )
-from onnx_attn.verify.tools.tool import Call, Case, Product, Tool
+from onnx_attn.verify.tools.tool import Case, Tool
 
 KNOWN = Limit("fake", ("dense*",), "no such", "the fake tool knows no such thing")
-
-
-def untouched(case: Case, folder: Path) -> Product:
-    del folder
-    return Product(case.load(), case.calls)
-
-
-def wrong(case: Case, folder: Path) -> Product:
-    del folder
-    call = case.calls[0]
-    return Product(case.path, (Call(call.feeds, (call.wanted[0] + 1,)),))
-
-
-def raises(case: Case, folder: Path, words: str) -> Product:
-    del case
-    raise ValueError(f"{words} in {folder}/x\nand more")
-
-
-def leaves(case: Case, folder: Path) -> Product:
-    del case, folder
-    raise SystemExit("usage")
-
-
-def crashes(case: Case, folder: Path) -> Product:
-    del case, folder
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError
-
-
-def hangs(case: Case, folder: Path) -> Product:
-    del case, folder
-    time.sleep(600)
-    raise AssertionError
 
 
 @pytest.fixture(scope="module")
