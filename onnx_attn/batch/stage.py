@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Array
-from ..configuration import TensorSpec, numpy_dtype
+from ..configuration import numpy_dtype
+from ..contract import TensorSpec
 from ..errors import InputError, OnnxAttnError
 from ..file.disk import as_path, read_file
 from ..file.metadata import read_metadata

@@ -15,14 +15,8 @@ import numpy as np
 import onnx
 
 from ..arrays import Array
-from ..configuration import (
-    ExportOptions,
-    LayerConfig,
-    LayerFile,
-    TensorSpec,
-    numpy_dtype,
-    with_options,
-)
+from ..configuration import ExportOptions, LayerConfig, numpy_dtype, with_options
+from ..contract import LayerFile, TensorSpec
 from ..file.export import make_model
 from ..reference import attention
 from ..verify.vectors import TOLERANCES, Tolerance

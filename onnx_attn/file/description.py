@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from ..configuration import DTYPES, LayerFile, TensorSpec
+from ..configuration import DTYPES
+from ..contract import LayerFile, TensorSpec
 from ..version import __version__
 
 FUSED_OPERATOR = "com.microsoft.MultiHeadAttention"

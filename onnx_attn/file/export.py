@@ -11,7 +11,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from ..arrays import Array
-from ..configuration import LayerFile
+from ..contract import LayerFile
 from ..errors import InputError, ModelError
 from ..graph.model import build_model
 from ..version import __version__

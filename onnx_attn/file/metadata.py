@@ -16,7 +16,8 @@ from typing import Any, cast
 import numpy as np
 
 from ..arrays import Array
-from ..configuration import ExportOptions, LayerConfig, LayerFile, numpy_dtype
+from ..configuration import ExportOptions, LayerConfig, numpy_dtype
+from ..contract import LayerFile
 from ..errors import ModelError
 
 FORMAT = 1

@@ -8,7 +8,8 @@ from typing import cast
 import onnx_ir as ir
 from onnxscript import GraphBuilder
 
-from ..configuration import IR_OF_OPSET, ExportOptions, LayerConfig, LayerFile, TensorSpec
+from ..configuration import IR_OF_OPSET, ExportOptions, LayerConfig
+from ..contract import LayerFile, TensorSpec
 from .builder import OpBuilder, Results
 from .finish import finish
 from .heads import as_rows, in_heads, unfolded

@@ -17,10 +17,10 @@ from ..configuration import (
     ExportOptions,
     LayerClass,
     LayerConfig,
-    LayerFile,
     numpy_dtype,
     with_options,
 )
+from ..contract import LayerFile
 from ..errors import InputError
 from ..file.export import make_model, read_model, write_model
 from ..session.session import AttentionSession

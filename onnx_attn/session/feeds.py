@@ -16,7 +16,8 @@ from typing import Any, cast
 import numpy as np
 
 from ..arrays import Array, not_numbers_fix, shown, to_array
-from ..configuration import TensorSpec, numpy_dtype
+from ..configuration import numpy_dtype
+from ..contract import TensorSpec
 from ..errors import InputError
 
 MASK_OF = {"query_mask": ("query", "Tq"), "value_mask": ("value", "Tv")}

@@ -8,7 +8,7 @@ from typing import Any
 import onnxruntime
 
 from ..arrays import shown
-from ..configuration import Contract
+from ..contract import Contract
 from ..device.threads import available_threads
 from ..errors import InputError, ModelError, OnnxAttnError
 from ..file.description import Found, as_found, changed

@@ -13,7 +13,8 @@ import numpy as np
 import onnxruntime
 
 from ..arrays import Array, shown
-from ..configuration import TensorSpec, numpy_dtype
+from ..configuration import numpy_dtype
+from ..contract import TensorSpec
 from ..device.start import Device, device_of, require_runtime, start
 from ..errors import InputError, OnnxAttnError
 from ..file.disk import as_path, read_file

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from onnx_attn import Attention, InputError
-from onnx_attn.configuration import ExportOptions, LayerConfig, LayerFile
+from onnx_attn.configuration import ExportOptions, LayerConfig
+from onnx_attn.contract import LayerFile
 from onnx_attn.file.description import where_it_runs
 from onnx_attn.file.export import make_model
 

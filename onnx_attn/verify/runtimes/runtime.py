@@ -10,7 +10,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from ...arrays import Array
-from ...configuration import Contract, LayerConfig, LayerFile
+from ...configuration import LayerConfig
+from ...contract import Contract, LayerFile
 from ...errors import OnnxAttnError
 
 Outputs = dict[str, Array]
