@@ -14,7 +14,7 @@ from onnx_ir.passes import common as passes
 
 from ..graph.builder import subgraph
 from ..graph.nodes import reduced, view
-from ..graph.schedules.bias_walk import Facts, bias_walk
+from ..graph.schedules.bias_walk import Facts, bias_walk, product
 from .dims import Dims, equal
 from .expressions import ZERO, Expression, numbers_of
 from .keys import Keys
@@ -232,14 +232,16 @@ class Splicer:
             # On the query: as it comes, but for the last bit.
             first, later = later, first
 
-        def block_scores(op: Any, queries: Any, keys: Any) -> Any:
-            return _stepped(op, op.Gemm(queries, keys, transB=1, alpha=alpha), later)
+        written = product(None if alpha == 1.0 else alpha, FLOAT)
+
+        def step_scores(op: Any, queries: Any, keys: Any) -> Any:
+            return _stepped(op, written(op, queries, keys), later)
 
         def walk(op: Any) -> Any:
             given = [_stepped(op, query, first), keys.turned(op), value]
             given = self._spread(op, given, bias)
             q, k, v = given
-            output = bias_walk(op, q, k, v, None, facts, scores=block_scores)[0]
+            output = bias_walk(op, q, k, v, None, facts, scores=step_scores)[0]
             if site.guarded:
                 output = op.Where(op.IsNaN(output), 0.0, output)
             return output if some is None else op.Where(some, output, 0.0)

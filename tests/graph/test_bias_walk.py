@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnxscript import GraphBuilder
 
-from onnx_attn.graph.schedules.bias_walk import bias_facts, bias_walk, walk_block
+from onnx_attn.graph.schedules.bias_walk import StepSize, bias_facts, bias_walk, step_size
 
 FLOATS = {"float32": ir.DataType.FLOAT, "float64": ir.DataType.DOUBLE}
 LOWEST = float(np.finfo(np.float32).min)
@@ -34,6 +34,7 @@ def model_of(
     mask: bool = False,
     weights: bool = False,
     block: int | None = 16,
+    group: int = 1,
     scale: float | None = 0.3,
     penalty: float = -1e9,
     opset: int = 17,
@@ -54,10 +55,13 @@ def model_of(
         key_mask = builder.input("mask", ir.DataType.BOOL, ir.Shape(["mask_batch", "Tv"]))
     Tq, Tv = op.Shape(query, start=2, end=3), op.Shape(key, start=2, end=3)
     if form == "walk":
-        size = walk_block(op, Tq, Tv) if block is None else op.Constant(value_ints=[block])
-        facts = bias_facts(
-            op, added, Tq, Tv, size, causal=causal, key_mask=key_mask, penalty=penalty, dtype=kind
-        )
+        sizes = op.Shape(query, start=1, end=2), Tq, Tv
+        if block is None:
+            step = step_size(op, *sizes)
+        else:
+            step = StepSize(op.Constant(value_ints=[group]), op.Constant(value_ints=[block]))
+        told = {"causal": causal, "key_mask": key_mask, "penalty": penalty, "dtype": kind}
+        facts = bias_facts(op, added, *sizes, step, **told)
         results = bias_walk(op, query, key, value, scale, facts, weights_wanted=weights)
     else:
         scores = op.MatMul(query, op.Transpose(key, perm=[0, 1, 3, 2]))
@@ -273,7 +277,8 @@ def test_a_site_is_lean() -> None:
         builder.input(name, kind, ir.Shape([None] * 4)) for name in ("query", "key", "value", "b")
     )
     Tq, Tv = op.Shape(query, start=2, end=3), op.Shape(key, start=2, end=3)
-    facts = bias_facts(op, bias, Tq, Tv, op.Constant(value_ints=[16]))
+    heads, block = op.Shape(query, start=1, end=2), op.Constant(value_ints=[16])
+    facts = bias_facts(op, bias, heads, Tq, Tv, StepSize(heads, block))
 
     def nodes() -> int:
         every = ir.traversal.RecursiveGraphIterator(graph)
