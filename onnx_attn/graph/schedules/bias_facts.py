@@ -89,9 +89,10 @@ def bias_facts(
     else:
         dims = op.Shape(bias, _outputs=["bias_dims"])
         numbers = _numbers_of_bias(op, bias, dims, blocks, key_length, triangle, mask, dtype)
-    first, last, added = op.Split(
-        numbers, ints(op, 1, 1, 1), axis=3, _outputs=["first", "last", "added"]
-    )
+    names = _names(triangle)
+    parts = op.Split(numbers, ints(op, *(1 for _ in names)), axis=3, _outputs=names)
+    found = dict(zip(names, parts, strict=True))
+    first, last = found["first"], found["last"]
     end = op.Add(blocks.starts, blocks.size, _outputs=["block_ends"])
     every = op.Add(first, blocks.starts)  # an axis of batch, of groups of heads, of blocks
     columns: dict[str, list[Any]] = {
@@ -119,7 +120,7 @@ def bias_facts(
         columns["triangle_begin"] = [op.Add(first, own)]
         columns["triangle_end"] = [op.Add(last, own)]
     elif bias is not None or mask is not None:
-        columns["added"] = [added]
+        columns["added"] = [found["added"]]
     if mask is not None:
         row = op.Unsqueeze(numbered(op, op.Shape(mask, start=0, end=1)), ints(op, 1, 2, 3))
         columns["mask_begin"] = [row, first]
@@ -144,6 +145,7 @@ class _Blocks:
 
     length: Any  # Tq: int64[1]
     size: Any  # int64[1], at most Tq
+    latest: Any  # where the last one starts: int64[1]
     starts: Any  # int64[blocks, 1]
 
 
@@ -152,8 +154,9 @@ def _blocks(op: Any, length: Any, size: Any) -> _Blocks:
     size = op.Max(op.Min(size, length), ints(op, 1), _outputs=["block"])
     count = op.Div(op.Sub(op.Add(length, size), ints(op, 1)), size, _outputs=["block_count"])
     numbers = op.Unsqueeze(numbered(op, count), ints(op, 1))
-    starts = op.Min(op.Mul(numbers, size), op.Sub(length, size), _outputs=["block_starts"])
-    return _Blocks(length, size, starts)
+    latest = op.Sub(length, size, _outputs=["latest_start"])
+    starts = op.Min(op.Mul(numbers, size), latest, _outputs=["block_starts"])
+    return _Blocks(length, size, latest, starts)
 
 
 def _kept(op: Any, blocks: _Blocks, heads: Any) -> Any:
@@ -161,15 +164,13 @@ def _kept(op: Any, blocks: _Blocks, heads: Any) -> Any:
 
     A step has `block` places for its first head, then as many for the next.
     """
-    count = op.Shape(blocks.starts, start=0, end=1)
-    before = op.Mul(op.Sub(count, ints(op, 1)), blocks.size, _outputs=["last_block_place"])
-    twice = op.Sub(op.Add(before, blocks.size), blocks.length, _outputs=["queries_twice"])
     queries = numbered(op, blocks.length)
-    later = op.Add(queries, twice)
-    place = op.Where(op.Less(queries, before), queries, later, _outputs=["place_of_query"])
-    others = op.Mul(op.Sub(heads, ints(op, 1)), op.Sub(place, op.Mod(place, blocks.size)))
+    block = op.Div(queries, blocks.size, _outputs=["block_of_query"])
+    start = op.Min(op.Mul(block, blocks.size), blocks.latest)
+    step = op.Mul(block, op.Mul(heads, blocks.size))
     head = op.Unsqueeze(op.Mul(numbered(op, heads), blocks.size), ints(op, 1))
-    return op.Add(op.Add(place, others), head, _outputs=["kept_places"])
+    place = op.Add(step, op.Sub(queries, start), _outputs=["place_of_query"])
+    return op.Add(place, head, _outputs=["kept_places"])
 
 
 def _triangle(op: Any, blocks: _Blocks, key_length: Any, penalty: float, dtype: ir.DataType) -> Any:
@@ -187,21 +188,21 @@ def _triangle(op: Any, blocks: _Blocks, key_length: Any, penalty: float, dtype: 
 def _numbers_of_masks(
     op: Any, blocks: _Blocks, key_length: Any, causal: bool, key_mask: Any
 ) -> Any:
-    """first, last and added by block, without a bias: int64[batch or 1, 1, blocks or 1, 3]."""
+    """The numbers of each block, without a bias: int64[batch or 1, 1, blocks or 1, 2 or 3]."""
     end = op.Add(blocks.starts, blocks.size)
     if key_mask is None:
         first = op.Sub(blocks.starts, blocks.starts)
         last = op.Min(end, key_length) if causal else op.Add(first, key_length)
-        return op.Unsqueeze(op.Concat(first, last, first, axis=1), ints(op, 0, 1))
+        numbers = [first, last] if causal else [first, last, first]
+        return op.Unsqueeze(op.Concat(*numbers, axis=1), ints(op, 0, 1))
     mask = op.Unsqueeze(key_mask, ints(op, 1, 2), _outputs=["key_mask_of_blocks"])
     first, last, some = _span(op, mask)
     blind = op.Not(some)
-    added = _added(op, op.Not(mask), first, last, key_length)
-    if causal:
-        blind = op.Or(blind, op.Less(blocks.starts, first))
-        last = op.Min(last, end)
-        added = op.Add(added, op.Sub(blocks.starts, blocks.starts))
-    return _unless(op, blind, first, last, added, key_length)
+    if not causal:
+        added = _added(op, op.Not(mask), first, last, key_length)
+        return _unless(op, blind, key_length, first, last, added)
+    blind = op.Or(blind, op.Less(blocks.starts, first))
+    return _unless(op, blind, key_length, first, op.Min(last, end))
 
 
 def _numbers_of_bias(
@@ -214,13 +215,14 @@ def _numbers_of_bias(
     mask: Any,
     dtype: ir.DataType,
 ) -> Any:
-    """first, last and added by block, read from a bias: int64[batch or 1, 1, blocks or 1, 3].
+    """The numbers of each block, read from a bias: int64[batch or 1, 1, blocks or 1, 2 or 3].
 
     One row of the bias, [Tq or 1, Tv or 1], at a time: ONNX Runtime reduces the first axis of two
     fast, an axis between others twenty times slower.
     """
     batch, heads, queries = (op.Shape(bias, start=n, end=n + 1) for n in range(3))
     one, lengths = ints(op, 1), sliced(op, dims, 2, 4, 0)
+    names = _names(triangle)
     rows = op.Reshape(bias, op.Concat(ints(op, -1), lengths, axis=0), _outputs=["bias_rows"])
     row = numbered(op, op.Shape(rows, start=0, end=1))
     starts = blocks.starts
@@ -230,15 +232,14 @@ def _numbers_of_bias(
     columns = {
         "bias_row": op.Unsqueeze(row, ints(op, 1, 2)),
         "start": starts,
-        "bias_start": op.Min(starts, op.Sub(queries, one)),
     }
-    batches = None
+    latest_query, batches = op.Sub(queries, one), one
     if mask is not None:
         # The rows of the mask that belong to a batch row of the bias: one, or all where it is one.
         mask_batch = op.Shape(mask, start=0, end=1)
         batches = op.Where(op.Equal(batch, one), mask_batch, one, _outputs=["mask_rows_of_bias"])
         begin = op.Min(op.Div(columns["bias_row"], heads), op.Sub(mask_batch, one))
-        columns |= {"mask_begin": begin, "mask_end": op.Add(begin, batches)}
+        columns["mask_begin"] = begin
     shape = op.Shape(op.Add(columns["bias_row"], starts))  # [rows, blocks or 1, 1]
     table = op.Concat(*(op.Expand(part, shape) for part in columns.values()), axis=2)
     table = op.Reshape(table, ints(op, -1, len(columns)), _outputs=["bias_blocks"])
@@ -248,7 +249,7 @@ def _numbers_of_bias(
         row, start = parts["bias_row"], parts["start"]
         piece = op.Slice(
             rows,
-            op.Concat(row, parts["bias_start"], axis=0),
+            op.Concat(row, op.Min(start, latest_query), axis=0),
             op.Concat(op.Add(row, ints(op, 1)), op.Add(start, blocks.size), axis=0),
             ints(op, 0, 1),
         )
@@ -263,10 +264,9 @@ def _numbers_of_bias(
             zero = ir.tensor(np.zeros(1, dtype.numpy()))
             by_key = op.ConstantOfShape(key_length, value=zero)
         else:
-            by_key = op.Slice(mask, parts["mask_begin"], parts["mask_end"], ints(op, 0))
+            begin = parts["mask_begin"]
+            by_key = op.Slice(mask, begin, op.Add(begin, batches), ints(op, 0))
         most = op.Add(reduced(op, "ReduceMax", piece, 0, 1), by_key, _outputs=["most"])
-        least = op.Add(reduced(op, "ReduceMin", piece, 0, 1), by_key, _outputs=["least"])
-        biased = op.Not(op.And(op.Equal(most, none), op.Equal(least, none)), _outputs=["biased"])
         seen = op.Greater(most, limit, _outputs=["seen"])
         first, last, _ = _span(op, seen)
         if mask is None:
@@ -279,25 +279,35 @@ def _numbers_of_bias(
             keys = op.Cast(op.Equal(by_key, none), to=int(dtype), _outputs=["shown_keys"])
             counts = op.Gemm(keys, shown, transB=1, _outputs=["keys_seen"])  # [rows, block]
             see = op.Greater(reduced(op, "ReduceMin", counts, 1, 1), none)
+        blind = op.Not(see)
+        if triangle is not None:
+            return _unless(op, blind, key_length, first, last)
+        least = op.Add(reduced(op, "ReduceMin", piece, 0, 1), by_key, _outputs=["least"])
+        biased = op.Not(op.And(op.Equal(most, none), op.Equal(least, none)), _outputs=["biased"])
         added = _added(op, biased, first, last, key_length)
-        return _unless(op, op.Not(see), first, last, added, key_length)
+        return _unless(op, blind, key_length, first, last, added)
 
     body = subgraph(
         op,
         of_block,
-        [view("facts_of_block", INT64, "mask_rows", 3)],
+        [view("facts_of_block", INT64, "mask_rows", len(names))],
         [view("bias_block", INT64, len(columns))],
     )
     (numbers,) = scanned(op, [table], body, ["facts_of_bias"])
     # Heads go through their steps together: from the first key that one of them sees to the last.
-    signs = ints(op, 1, -1, -1)
+    signs = ints(op, *(1 if name == "first" else -1 for name in names))
     count = op.Shape(starts, start=0, end=1)
-    lead = op.Concat(batch, heads, count, ints(op, -1, 3), axis=0)
+    lead = op.Concat(batch, heads, count, ints(op, -1, len(names)), axis=0)
     numbers = op.Reshape(op.Mul(numbers, signs), lead)
     numbers = op.Mul(reduced(op, "ReduceMin", numbers, 1, 0), signs)
-    numbers = op.Transpose(numbers, perm=[0, 2, 1, 3])  # of batch, mask rows of one, blocks
-    lead = op.Concat(ints(op, -1, 1), count, ints(op, 3), axis=0)
+    numbers = op.Transpose(numbers, perm=[0, 2, 1, 3])  # batch rows, mask rows of each, blocks
+    lead = op.Concat(ints(op, -1, 1), count, ints(op, len(names)), axis=0)
     return op.Reshape(numbers, lead, _outputs=["bias_facts"])
+
+
+def _names(triangle: Any) -> list[str]:
+    """What is told of each block. Beside a triangle something is always added."""
+    return ["first", "last"] if triangle is not None else ["first", "last", "added"]
 
 
 def _span(op: Any, seen: Any) -> tuple[Any, Any, Any]:
@@ -318,12 +328,12 @@ def _added(op: Any, biased: Any, first: Any, last: Any, key_length: Any) -> Any:
     return op.Cast(reduced(op, "ReduceMax", within, -1, 1), to=int(INT64), _outputs=["added"])
 
 
-def _unless(op: Any, blind: Any, first: Any, last: Any, added: Any, key_length: Any) -> Any:
-    """The three numbers side by side; (0, Tv, 1) where a query of the block sees no key."""
+def _unless(op: Any, blind: Any, key_length: Any, first: Any, last: Any, *added: Any) -> Any:
+    """The numbers side by side; (0, Tv, 1) where a query of the block sees no key."""
     return op.Concat(
         op.Where(blind, ints(op, 0), first),
         op.Where(blind, key_length, last),
-        op.Where(blind, ints(op, 1), added),
+        *(op.Where(blind, ints(op, 1), number) for number in added),
         axis=-1,
-        _outputs=["first_last_added"],
+        _outputs=["numbers_of_block"],
     )
