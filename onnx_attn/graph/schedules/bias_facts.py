@@ -329,11 +329,14 @@ def _added(op: Any, biased: Any, first: Any, last: Any, key_length: Any) -> Any:
 
 
 def _unless(op: Any, blind: Any, key_length: Any, first: Any, last: Any, *added: Any) -> Any:
-    """The numbers side by side; (0, Tv, 1) where a query of the block sees no key."""
+    """The numbers side by side; (0, Tv, 1) where a query of the block sees no key.
+
+    Something is added to every key there, so that `added` is 1 as it is.
+    """
     return op.Concat(
         op.Where(blind, ints(op, 0), first),
         op.Where(blind, key_length, last),
-        *(op.Where(blind, ints(op, 1), number) for number in added),
+        *added,
         axis=-1,
         _outputs=["numbers_of_block"],
     )
