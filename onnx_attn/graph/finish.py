@@ -26,6 +26,7 @@ def finish(model: ir.Model, weights: Iterable[ir.Value]) -> ir.Model:
     passes.RemoveUnusedNodesPass()(model)
     _weights_by_a_node(model, weights)
     _constants_into_bodies(model)
+    _follow_what_bodies_read(model.graph)
     _rename(model)
     _leave_types_to_inference(model)
     return model
@@ -78,6 +79,68 @@ def _constants_into_bodies(model: ir.Model) -> None:
             while constant.name in model.graph.initializers:
                 constant.name += "_"
             model.graph.register_initializer(constant)
+
+
+def _follow_what_bodies_read(graph: ir.Graph) -> None:
+    """What only bodies read of the main graph, as something that the nodes around them take.
+
+    Tools that go from a node to its inputs, as `onnx.utils.extract_model` does, would leave it out.
+    An empty part of its shape is joined to the shape of what the node around the body takes: no
+    data moves.
+    """
+    followed = _nodes_before(output.producer() for output in graph.outputs)
+    for node in reversed(list(graph)):
+        if node not in followed:
+            continue
+        lost = [
+            value
+            for value in _read_by_bodies(node)
+            if (producer := value.producer()) is not None
+            and producer.graph is graph
+            and producer not in followed
+        ]
+        if not lost:
+            continue
+        first = node.inputs[0]
+        assert first is not None
+        nothing = [ir.AttrInt64("start", 0), ir.AttrInt64("end", 0)]
+        parts = [ir.Node("", "Shape", [value], nothing) for value in lost]
+        if node.op_type != "If":  # whose condition is one bool
+            parts.insert(0, ir.Node("", "Shape", [first]))
+        whole = ir.Node(
+            "", "Concat", [part.outputs[0] for part in parts], [ir.AttrInt64("axis", 0)]
+        )
+        allowzero = [ir.AttrInt64("allowzero", 1)]
+        view = ir.Node("", "Reshape", [first, whole.outputs[0]], allowzero)
+        for part in parts:
+            part.outputs[0].name = "nothing_of_it" if part.attributes else "its_shape"
+        whole.outputs[0].name, view.outputs[0].name = "shape_as_it_was", "as_it_was"
+        graph.insert_before(node, [*parts, whole, view])
+        node.replace_input_with(0, view.outputs[0])
+        followed |= _nodes_before([view])
+
+
+def _nodes_before(nodes: Iterable[ir.Node | None]) -> set[ir.Node]:
+    """These nodes and all that they are computed with, bodies aside."""
+    found, waiting = set[ir.Node](), list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            waiting += [value.producer() for value in node.inputs if value is not None]
+    return found
+
+
+def _read_by_bodies(node: ir.Node) -> list[ir.Value]:
+    """What the bodies of a node read, each value once."""
+    read: dict[ir.Value, None] = {}
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            body = attribute.as_graph()
+            for inner in ir.traversal.RecursiveGraphIterator(body):
+                read |= dict.fromkeys(value for value in inner.inputs if value is not None)
+            read |= dict.fromkeys(body.outputs)
+    return list(read)
 
 
 def _settle_types(model: ir.Model) -> None:

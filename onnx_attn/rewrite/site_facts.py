@@ -12,8 +12,8 @@ import numpy as np
 import onnx_ir as ir
 
 from ..graph.builder import subgraph
-from ..graph.nodes import ints, numbered, one_number, view
-from ..graph.schedules.bias_walk import Facts, bias_facts, walk_block
+from ..graph.nodes import numbered, one_number, view
+from ..graph.schedules.bias_walk import Facts, bias_facts, step_size
 from .dims import equal
 from .expressions import Expression
 from .keys import Keys
@@ -36,7 +36,7 @@ class SharedFacts:
         self, expression: Expression, query: Any, keys: Keys, bias: Any
     ) -> tuple[Facts, Any]:
         """The facts of a bias, or of none, and whether they were found."""
-        sizes = self.dims.axis(query, 2), keys.size(2)
+        sizes = self.dims.axis(query, 1), self.dims.axis(query, 2), keys.size(2)
         known = (expression, *sizes) if None not in sizes else (expression, query, keys.there)
         if known not in self.facts:
             op = self.shared.op
@@ -44,10 +44,9 @@ class SharedFacts:
             made: list[Facts] = []
 
             def found(op: Any) -> Any:
-                lengths = op.Shape(query, start=2, end=3), keys.length(op)
+                sizes = _sizes(op, query, keys)
                 alike = bias is None or self.dims.axis(bias, 2) == 1
-                block = walk_block(op, *lengths, alike=alike)
-                made.append(bias_facts(op, bias, *lengths, block))
+                made.append(bias_facts(op, bias, *sizes, step_size(op, *sizes, alike=alike)))
                 return made[0].table, made[0].kept
 
             def none(op: Any) -> tuple[Any, Any]:
@@ -59,12 +58,7 @@ class SharedFacts:
                 else_branch=subgraph(op, none, _tables("none")),
                 _outputs=["facts", "kept"],
             )
-            rows = None
-            if bias is not None:
-                # The rows of the bias stay outside: an If copies its outputs.
-                last = op.Slice(op.Shape(bias), [2], [4])
-                rows = op.Reshape(bias, op.Concat([-1], last, axis=0))
-            facts = replace(made[0], table=table, kept=kept, bias=rows)
+            facts = replace(made[0], table=table, kept=kept)
             self.facts[known] = facts, long
         return self.facts[known]
 
@@ -87,7 +81,7 @@ class SharedFacts:
 
     def of_masks(self, masks: Masks, query: Any, keys: Keys) -> tuple[Facts, Any]:
         """The facts of known masks where sequences are long, their bias where they are short."""
-        known = (masks, self.dims.axis(query, 2), keys.size(2))
+        known = (masks, self.dims.axis(query, 1), self.dims.axis(query, 2), keys.size(2))
         if known in self.facts:
             return self.facts[known]
         made: list[Facts] = []
@@ -102,13 +96,13 @@ class SharedFacts:
             return op.Not(shown) if masks.turned else shown
 
         def found(op: Any) -> Any:
-            lengths = op.Shape(query, start=2, end=3), keys.length(op)
+            sizes = _sizes(op, query, keys)
             shown = None if masks.key_mask is None else key_mask(op)
             facts = bias_facts(
                 op,
                 None,
-                *lengths,
-                walk_block(op, *lengths, alike=not masks.causal),
+                *sizes,
+                step_size(op, *sizes, alike=not masks.causal),
                 causal=masks.causal,
                 key_mask=shown,
                 penalty=masks.penalty,
@@ -154,14 +148,19 @@ class SharedFacts:
         return self.facts[known]
 
 
+def _sizes(op: Any, query: Any, keys: Keys) -> tuple[Any, Any, Any]:
+    """Heads, Tq and Tv: int64[1] each."""
+    return op.Shape(query, start=1, end=2), op.Shape(query, start=2, end=3), keys.length(op)
+
+
 def _tables(name: str) -> list[ir.Value]:
     table = view(f"{name}_table", INT64, "batch", "heads", "blocks", "facts")
-    return [table, view(f"{name}_kept", INT64, "kept")]
+    return [table, view(f"{name}_kept", INT64, "heads_of_step", "kept")]
 
 
 def _no_tables(op: Any, facts: Facts) -> tuple[Any, Any]:
     """What stands for the tables of facts where nothing walks."""
-    return _zeros(op, 1, 1, 1, sum(facts.columns.values())), ints(op, 0)
+    return _zeros(op, 1, 1, 1, sum(facts.columns.values())), _zeros(op, 1, 1)
 
 
 def _zeros(op: Any, *dims: int, dtype: ir.DataType = INT64) -> Any:

@@ -14,7 +14,7 @@ from onnx_ir.passes import common as passes
 
 from ..graph.builder import subgraph
 from ..graph.nodes import reduced, view
-from ..graph.schedules.bias_walk import Facts, bias_walk
+from ..graph.schedules.bias_walk import Facts, bias_walk, product
 from .dims import Dims, equal
 from .expressions import ZERO, Expression, numbers_of
 from .keys import Keys
@@ -216,12 +216,23 @@ class Splicer:
         """The walk over masks that are known by the way they are made."""
         long = self.shared.long(query, keys)
         facts, bias = self.facts.of_masks(masks, query, keys)
-        return self._either(site, long, query, keys, value, bias, facts)
+        return self._either(site, long, query, keys, value, bias, facts, alike=True)
 
     def _either(
-        self, site: Site, fits: Any, query: Any, keys: Keys, value: Any, bias: Any, facts: Facts
+        self,
+        site: Site,
+        fits: Any,
+        query: Any,
+        keys: Keys,
+        value: Any,
+        bias: Any,
+        facts: Facts,
+        alike: bool = False,
     ) -> Any:
-        """The If of one site: the walk, or the nodes that were there in their plainest form."""
+        """The If of one site: the walk, or the nodes that were there in their plainest form.
+
+        `alike`: whether query, keys and value are known to have the same batch and heads.
+        """
         assert site.scores is not None
         op, scores = self.op, site.scores
         some = None if site.zeroed is None else self._some_shown(*site.zeroed)
@@ -232,14 +243,15 @@ class Splicer:
             # On the query: as it comes, but for the last bit.
             first, later = later, first
 
-        def block_scores(op: Any, queries: Any, keys: Any) -> Any:
-            return _stepped(op, op.Gemm(queries, keys, transB=1, alpha=alpha), later)
+        written = product(None if alpha == 1.0 else alpha, FLOAT)
+
+        def step_scores(op: Any, queries: Any, keys: Any) -> Any:
+            return _stepped(op, written(op, queries, keys), later)
 
         def walk(op: Any) -> Any:
             given = [_stepped(op, query, first), keys.turned(op), value]
-            given = self._spread(op, given, bias)
-            q, k, v = given
-            output = bias_walk(op, q, k, v, None, facts, scores=block_scores)[0]
+            q, k, v = given if alike else self._spread(op, given, bias)
+            output = bias_walk(op, q, k, v, None, facts, scores=step_scores)[0]
             if site.guarded:
                 output = op.Where(op.IsNaN(output), 0.0, output)
             return output if some is None else op.Where(some, output, 0.0)

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnxscript import GraphBuilder
 
-from onnx_attn.graph.schedules.bias_walk import bias_facts, bias_walk, walk_block
+from onnx_attn.graph.schedules.bias_walk import StepSize, bias_facts, bias_walk, step_size
 
 FLOATS = {"float32": ir.DataType.FLOAT, "float64": ir.DataType.DOUBLE}
 LOWEST = float(np.finfo(np.float32).min)
@@ -34,6 +34,7 @@ def model_of(
     mask: bool = False,
     weights: bool = False,
     block: int | None = 16,
+    group: int = 1,
     scale: float | None = 0.3,
     penalty: float = -1e9,
     opset: int = 17,
@@ -54,10 +55,13 @@ def model_of(
         key_mask = builder.input("mask", ir.DataType.BOOL, ir.Shape(["mask_batch", "Tv"]))
     Tq, Tv = op.Shape(query, start=2, end=3), op.Shape(key, start=2, end=3)
     if form == "walk":
-        size = walk_block(op, Tq, Tv) if block is None else op.Constant(value_ints=[block])
-        facts = bias_facts(
-            op, added, Tq, Tv, size, causal=causal, key_mask=key_mask, penalty=penalty, dtype=kind
-        )
+        sizes = op.Shape(query, start=1, end=2), Tq, Tv
+        if block is None:
+            step = step_size(op, *sizes)
+        else:
+            step = StepSize(op.Constant(value_ints=[group]), op.Constant(value_ints=[block]))
+        told = {"causal": causal, "key_mask": key_mask, "penalty": penalty, "dtype": kind}
+        facts = bias_facts(op, added, *sizes, step, **told)
         results = bias_walk(op, query, key, value, scale, facts, weights_wanted=weights)
     else:
         scores = op.MatMul(query, op.Transpose(key, perm=[0, 1, 3, 2]))
@@ -158,15 +162,62 @@ def grid(Tq: int, Tv: int) -> tuple[Any, Any]:
     return np.ogrid[:Tq, :Tv][0], np.ogrid[:Tq, :Tv][1]
 
 
+@pytest.mark.parametrize("group", [1, 3])
 @pytest.mark.parametrize("penalty", PENALTIES)
 @pytest.mark.parametrize("seen", SEEN)
-def test_every_kind_of_mask(seen: str, penalty: str) -> None:
+def test_every_kind_of_mask(seen: str, penalty: str, group: int) -> None:
     for Tq, Tv in ((61, 61), (50, 33), (17, 61), (1, 9)):
         shown = SEEN[seen](*grid(Tq, Tv))
         bias = np.where(shown, 0, np.float32(PENALTIES[penalty])).astype(np.float32)[None, None]
         for size in (1.0, 10.0):  # scores up to about 3 and 300
             feeds = tensors((2, 3, Tq, Tv), size=size)
-            assert_same(feeds | {"bias": bias})
+            assert_same(feeds | {"bias": bias}, group=group)
+
+
+@pytest.mark.parametrize("group", [1, 2, 4])
+def test_heads_that_see_other_keys(group: int) -> None:
+    """Each head has a mask of its own, or a bias; some see nothing where others see."""
+    shape = (2, 4, 61, 50)
+    for names in (
+        ["causal", "front", "nothing", "window"],
+        ["tail", "one key", "blocks", "random"],
+    ):
+        shown = [SEEN[name](*grid(*shape[2:])) for name in names]
+        for low in PENALTIES.values():
+            bias = np.where(shown, 0, np.float32(low)).astype(np.float32)[None]
+            assert_same(tensors(shape) | {"bias": bias}, group=group)
+            bias[:, 2] += ADDED["ALiBi"](*grid(*shape[2:])).astype(np.float32)
+            both = np.concatenate([bias, bias[:, ::-1]])
+            assert_same(tensors(shape) | {"bias": both}, group=group, weights=True)
+
+
+@pytest.mark.parametrize(
+    ("heads", "Tq", "Tv", "expected"),
+    [
+        (1, 1, 1, (1, 1)),
+        (12, 512, 512, (12, 128)),
+        (12, 2048, 2048, (12, 64)),
+        (12, 8192, 8192, (3, 64)),
+        (7, 8192, 8192, (1, 128)),
+        (6, 300, 300, (6, 100)),
+        (4, 100, 10**6, (1, 50)),
+    ],
+)
+def test_a_step_takes_as_many_heads_as_fit(
+    heads: int, Tq: int, Tv: int, expected: tuple[int, int]
+) -> None:
+    graph = ir.Graph([], [], nodes=[], opset_imports={"": 17}, name="size")
+    builder = GraphBuilder(graph)
+    given = {"heads": heads, "Tq": Tq, "Tv": Tv}
+    values = [builder.input(name, ir.DataType.INT64, ir.Shape([1])) for name in given]
+    step = step_size(builder.op, *values)
+    for name, value in (("group", step.heads), ("block", step.block)):
+        value.dtype, value.shape = ir.DataType.INT64, ir.Shape([1])
+        builder.add_output(value, name)
+    model = ir.to_proto(ir.Model(graph, ir_version=8)).SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    feeds = {name: np.array([size]) for name, size in given.items()}
+    assert tuple(int(size[0]) for size in session.run(None, feeds)) == expected
 
 
 @pytest.mark.parametrize("added", ADDED)
@@ -174,7 +225,7 @@ def test_every_kind_of_bias(added: str) -> None:
     for Tq, Tv in ((61, 61), (50, 33), (17, 61), (1, 9)):
         bias = ADDED[added](*grid(Tq, Tv)).astype(np.float32)[None, None]
         for size in (1.0, 10.0):
-            assert_same(tensors((2, 3, Tq, Tv), size=size) | {"bias": bias})
+            assert_same(tensors((2, 3, Tq, Tv), size=size) | {"bias": bias}, group=3)
 
 
 @pytest.mark.parametrize("size", [100, 128, 257, 1030])
@@ -222,7 +273,9 @@ def test_any_of_them_together(data: Any, **options: bool) -> None:
         feeds["mask"] = rng.random((batch, shape[3])) < share
         if data.draw(st.booleans()):
             feeds["mask"] = keys >= rng.integers(0, shape[3] + 1, (batch, 1))
-    assert_same(feeds, atol=2e-6, **options)
+    heads = shape[1]
+    group = data.draw(st.sampled_from([n for n in (1, 2, 3) if heads % n == 0]))
+    assert_same(feeds, atol=2e-6, group=group, **options)
 
 
 @pytest.mark.parametrize("penalty", PENALTIES)
@@ -273,7 +326,8 @@ def test_a_site_is_lean() -> None:
         builder.input(name, kind, ir.Shape([None] * 4)) for name in ("query", "key", "value", "b")
     )
     Tq, Tv = op.Shape(query, start=2, end=3), op.Shape(key, start=2, end=3)
-    facts = bias_facts(op, bias, Tq, Tv, op.Constant(value_ints=[16]))
+    heads, block = op.Shape(query, start=1, end=2), op.Constant(value_ints=[16])
+    facts = bias_facts(op, bias, heads, Tq, Tv, StepSize(heads, block))
 
     def nodes() -> int:
         every = ir.traversal.RecursiveGraphIterator(graph)

@@ -67,13 +67,39 @@ def test_two_files_in_one_model(schedule: str, masks: Any, causal: bool, length:
     np.testing.assert_allclose(run(merged, feeds), expected, rtol=1e-5, atol=1e-6)
 
 
+FIXED = {"batch": 2, "Tq": 400, "Tv": 400, "dim": 8, "value_dim": 8}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"dims": FIXED},
+        {"heads": True},
+        {"heads": True, "dims": FIXED | {"heads": 3}},
+        {"bias": True},
+        {"bias": True, "dims": FIXED},
+        {"bias": True, "heads": True},
+        {"bias": True, "heads": True, "dims": FIXED | {"heads": 3}},
+    ],
+    ids=lambda options: "-".join(options) or "free",
+)
 @pytest.mark.parametrize(("schedule", "masks", "causal"), CASES)
-def test_a_file_extracted_again(schedule: str, masks: Any, causal: bool, tmp_path: Path) -> None:
-    model = layer_of(0.3, causal).to_onnx(schedule=schedule, masks=masks)
+def test_a_file_extracted_again(
+    schedule: str, masks: Any, causal: bool, options: dict[str, Any], tmp_path: Path
+) -> None:
+    model = layer_of(0.3, causal).to_onnx(schedule=schedule, masks=masks, **options)
     onnx.save(model, tmp_path / "whole.onnx")
     names = [given.name for given in model.graph.input]
     onnx.utils.extract_model(tmp_path / "whole.onnx", tmp_path / "part.onnx", names, ["output"])
     feeds = feeds_of(model, 400)
+    if "heads" in options:
+        for name in ("query", "value", "key"):
+            feeds[name] = np.stack([feeds[name] * size for size in (0.5, 1.0, 2.0)], axis=1)
+    if "bias" in options:
+        rank = 4 if "heads" in options else 3
+        bias = np.random.default_rng(4).standard_normal((400, 400), np.float32)
+        feeds["bias"] = bias.reshape((1,) * (rank - 2) + bias.shape)
     extracted = onnx.load(tmp_path / "part.onnx")
     np.testing.assert_array_equal(run(extracted, feeds), run(model, feeds))
 

@@ -6,12 +6,15 @@ for any bias, causal triangle or key mask, and several of them together, without
 What they hold says at run time, by three numbers a block, what need not be computed:
 
 * `first`, `last`: the keys that some query of the block may see;
-* `open_end`: up to where, from `first` on, nothing is to be added for any of its queries.
+* `added`: whether anything is to be added to their scores.
 
 Keys outside first..last weigh 0 beside those that are seen. A block with a query that sees no key
-has (0, 0, Tv): it reads every key and adds what there is to add as it stands, so that a row of NaN
+has (0, Tv, 1): it reads every key and adds what there is to add as it stands, so that a row of NaN
 stays NaN and a uniform row stays uniform. Additions are made by Add, never within the product:
 where a large penalty enters the sum decides the weights of such rows.
+
+Heads go together, as the lanes of one product, and what is added is read once for all of them;
+where their scores are too many, in groups of equal size.
 
 The facts of a bias are found once for all layers that share it, and a bias is never expanded: not
 to heads, not to the batch. Where all that is hidden follows from causal and a key mask, no bias is
@@ -25,29 +28,36 @@ from typing import Any
 
 import onnx_ir as ir
 
-from ..builder import scanned, subgraph
-from ..nodes import ints, parts_of, view
+from ..builder import branching, scanned, subgraph
+from ..nodes import ints, numbered, one_number, parts_of, reduced, view
 from . import thresholds
-from .bias_facts import Facts, bias_facts
+from .bias_facts import Facts, StepSize, bias_facts
 
-__all__ = ["Facts", "bias_facts", "bias_walk", "walk_block"]
+__all__ = ["Facts", "StepSize", "bias_facts", "bias_walk", "step_size"]
 
-INT64 = ir.DataType.INT64
+BOOL, INT64 = ir.DataType.BOOL, ir.DataType.INT64
 
 
-def walk_block(op: Any, query_length: Any, key_length: Any, alike: bool = False) -> Any:
-    """Queries of a block, as even as they come: int64[1], at least 1.
+def step_size(
+    op: Any, heads: Any, query_length: Any, key_length: Any, alike: bool = False
+) -> StepSize:
+    """As many heads as fit with a few queries each, then as many queries, as even as they come.
 
     `alike`: whether all queries see the same keys, as under a key mask alone, so that small blocks
     leave out no more.
     """
     one = ints(op, 1)
-    block = op.Div(ints(op, thresholds.BLOCK_PAIRS), op.Max(key_length, one))
-    block = op.Max(block, ints(op, thresholds.SMALLEST_BLOCK))
+    of_heads = op.Div(ints(op, thresholds.WALK_PAIRS), op.Max(key_length, one))
+    most = op.Div(of_heads, ints(op, thresholds.SMALLEST_BLOCK), _outputs=["most_heads"])
+    counts = op.Add(numbered(op, heads), one)
+    divides = op.Equal(op.Mod(heads, counts), ints(op, 0))
+    fits = op.And(divides, op.LessOrEqual(counts, most), _outputs=["heads_fit"])
+    group = reduced(op, "ReduceMax", op.Where(fits, counts, one), 0, 1)
+    block = op.Max(op.Div(of_heads, group), ints(op, thresholds.SMALLEST_BLOCK))
     block = op.Min(block, ints(op, thresholds.LARGEST_BLOCK if alike else thresholds.WALK_BLOCK))
     latest = op.Sub(query_length, one)
     count = op.Add(op.Div(latest, block), one)
-    return op.Add(op.Div(latest, count), one, _outputs=["even_block"])
+    return StepSize(group, op.Add(op.Div(latest, count), one, _outputs=["even_block"]))
 
 
 def bias_walk(
@@ -70,101 +80,126 @@ def bias_walk(
         key: `[batch, heads, Tv, dim]`.
         value: `[batch, heads, Tv, value_dim]`.
         scale: A number, a scalar tensor, or None for 1.
-        facts: Of what is added to the scores; of these lengths.
-        scores: Writes the scores of a block, [block, dim] and [keys, dim] -> [block, keys], in the
-            place of their product times the scale.
-        drop: Writes what is done to the weights of a block before they meet the values.
+        facts: Of what is added to the scores; of these lengths and heads.
+        scores: Writes the scores of a step, [heads, block, dim] and [heads, keys, dim] ->
+            [heads, block, keys], in the place of their product times the scale.
+        drop: Writes what is done to the weights of a step before they meet the values.
         weights_wanted: Whether the weights are returned as well.
     """
     if isinstance(scale, ir.Value):
         query, scale = op.Mul(query, scale, _outputs=["query_scaled"]), None
     if scores is None:
-        scores = _product(scale)
-    lead = op.Shape(query, start=0, end=2, _outputs=["batch_and_heads"])
-    table = op.Expand(facts.table, op.Concat(lead, ints(op, 1, 1), axis=0))
+        scores = product(scale, facts.dtype)
+    batch, heads = (op.Shape(query, start=axis, end=axis + 1) for axis in (0, 1))
+    group = op.Shape(facts.kept, start=0, end=1, _outputs=["heads_of_step"])
+    lead = op.Concat(batch, op.Div(heads, group), ints(op, 1, 1), axis=0)
+    table = op.Expand(facts.table, lead)
+    query_length = op.Shape(query, start=2, end=3)
     key_length = op.Shape(key, start=2, end=3, _outputs=["key_length"])
+    places = numbered(op, op.Max(query_length, key_length))
 
-    def rows(tensor: Any) -> Any:
-        """[batch, heads, T, width] as [batch * heads, T, width]: no data moves."""
-        shape = op.Concat(ints(op, -1), op.Shape(tensor, start=2, end=4), axis=0)
-        return op.Reshape(tensor, shape, _outputs=["rows"])
+    def grouped(tensor: Any) -> Any:
+        """[batch, heads, T, width] as [batch * groups, heads of a step, T, width]: a view."""
+        shape = op.Concat(ints(op, -1), group, op.Shape(tensor, start=2, end=4), axis=0)
+        return op.Reshape(tensor, shape, _outputs=["grouped"])
 
-    def of_row(op: Any, query: Any, key: Any, value: Any, table: Any) -> Any:
-        def of_block(op: Any, numbers: Any) -> Any:
+    def of_group(op: Any, query: Any, key: Any, value: Any, table: Any) -> Any:
+        def step(op: Any, numbers: Any) -> Any:
             parts = parts_of(op, numbers, facts.columns)
-            queries = op.Slice(query, parts["start"], parts["end"], ints(op, 0))
-            summed = _block_scores(op, queries, key, parts, facts, scores)
+            # Gather, which copies with all threads, not Slice.
+            own = op.Slice(places, parts["start"], parts["end"], ints(op, 0))
+            seen = op.Slice(places, parts["first"], parts["last"], ints(op, 0))
+            queries, keys = op.Gather(query, own, axis=1), op.Gather(key, seen, axis=1)
+            summed = _step_scores(op, queries, keys, parts, facts, scores)
             weights = op.Softmax(summed, axis=-1, _outputs=["weights"])
             if drop is not None:
                 weights = drop(op, weights)
-            values = op.Slice(value, parts["first"], parts["last"], ints(op, 0))
+            values = op.Gather(value, seen, axis=1)
             attended = op.MatMul(weights, values, _outputs=["attended"])
             if not weights_wanted:
                 return attended
-            zero, after = ints(op, 0), op.Sub(key_length, parts["last"])
-            pads = op.Concat(zero, parts["first"], zero, after, axis=0)
+            zeros, after = ints(op, 0, 0), op.Sub(key_length, parts["last"])
+            pads = op.Concat(zeros, parts["first"], zeros, after, axis=0)
             return attended, op.Pad(weights, pads, _outputs=["weights_of_all_keys"])
 
         width = sum(facts.columns.values())
         found = scanned(
             op,
-            [op.Reshape(table, ints(op, -1, width), _outputs=["facts_of_row"])],
-            subgraph(op, of_block, outputs("block"), [view("block_facts", INT64, width)]),
-            ["attended_of_blocks", "weights_of_blocks"][: 1 + weights_wanted],
+            [op.Reshape(table, ints(op, -1, width), _outputs=["facts_of_steps"])],
+            subgraph(op, step, outputs("block"), [view("facts_of_step", INT64, width)]),
+            ["attended_of_steps", "weights_of_steps"][: 1 + weights_wanted],
         )
-        return [op.Gather(op.Flatten(part, axis=2), facts.kept, axis=0) for part in found]
+        return [op.Gather(op.Flatten(part, axis=3), facts.kept, axis=0) for part in found]
 
     def outputs(rows: str) -> list[ir.Value]:
-        declared = [view(f"attended_{rows}", facts.dtype, rows, "value_dim")]
-        return [*declared, view(f"weights_{rows}", facts.dtype, rows, "Tv")][: 1 + weights_wanted]
+        declared = [view(f"attended_{rows}", facts.dtype, "heads", rows, "value_dim")]
+        if weights_wanted:
+            declared.append(view(f"weights_{rows}", facts.dtype, "heads", rows, "Tv"))
+        return declared
 
     views = [
-        view("query_of_row", facts.dtype, "Tq", "dim"),
-        view("key_of_row", facts.dtype, "Tv", "dim"),
-        view("value_of_row", facts.dtype, "Tv", "value_dim"),
-        view("table_of_row", INT64, "facts"),
+        view("query_of_heads", facts.dtype, "heads", "Tq", "dim"),
+        view("key_of_heads", facts.dtype, "heads", "Tv", "dim"),
+        view("value_of_heads", facts.dtype, "heads", "Tv", "value_dim"),
+        view("table_of_heads", INT64, "facts"),
     ]
     found = scanned(
         op,
-        [rows(query), rows(key), rows(value), op.Flatten(table, axis=2)],
-        subgraph(op, of_row, outputs("Tq"), views),
-        ["attended_of_rows", "weights_of_rows"][: 1 + weights_wanted],
+        [grouped(query), grouped(key), grouped(value), op.Flatten(table, axis=2)],
+        subgraph(op, of_group, outputs("Tq"), views),
+        ["attended_of_heads", "weights_of_heads"][: 1 + weights_wanted],
     )
     shape = op.Concat(op.Shape(query, start=0, end=3), ints(op, -1), axis=0)
     return tuple(op.Reshape(part, shape) for part in found)
 
 
-def _block_scores(
-    op: Any, queries: Any, key: Any, parts: dict[str, Any], facts: Facts, scores: Any
+def _step_scores(
+    op: Any, queries: Any, keys: Any, parts: dict[str, Any], facts: Facts, scores: Any
 ) -> Any:
-    """Scores of one block on its keys first..last, with all that is added: [block, keys]."""
-    first, open_end, last = (parts[name] for name in ("first", "open_end", "last"))
+    """Scores of one step on its keys first..last, with all that is added: [heads, block, keys]."""
+
+    def as_they_are(op: Any) -> Any:
+        return scores(op, queries, keys)
+
+    def with_added(op: Any) -> Any:
+        summed = scores(op, queries, keys)
+        if facts.bias is not None:
+            piece = op.Slice(facts.bias, parts["bias_begin"], parts["bias_end"])
+            piece = op.Squeeze(piece, ints(op, 0), _outputs=["bias_of_step"])
+            summed = op.Add(summed, piece, _outputs=["scores_biased"])
+        hidden = None
+        if facts.triangle is not None:
+            ends = parts["triangle_begin"], parts["triangle_end"]
+            hidden = op.Slice(facts.triangle, *ends, ints(op, 1), _outputs=["causal_bias"])
+        if facts.mask is not None:
+            piece = op.Slice(facts.mask, parts["mask_begin"], parts["mask_end"])
+            # One penalty, never two: it is what rows that see no key are ranked by.
+            hidden = piece if hidden is None else op.Min(hidden, piece)
+        if hidden is not None:
+            summed = op.Add(summed, hidden, _outputs=["scores_hidden"])
+        return summed
+
     if facts.bias is None and facts.triangle is None and facts.mask is None:
-        return scores(op, queries, key)
-    free = scores(op, queries, op.Slice(key, first, open_end, ints(op, 0)))
-    held = scores(op, queries, op.Slice(key, open_end, last, ints(op, 0)))
-    if facts.bias is not None:
-        piece = op.Slice(facts.bias, parts["bias_begin"], parts["bias_end"])
-        piece = op.Squeeze(piece, ints(op, 0), _outputs=["bias_of_block"])
-        held = op.Add(held, piece, _outputs=["scores_biased"])
-    hidden = None
-    if facts.triangle is not None:
-        ends = parts["triangle_begin"], parts["triangle_end"]
-        hidden = op.Slice(facts.triangle, *ends, ints(op, 1), _outputs=["causal_bias"])
-    if facts.mask is not None:
-        piece = op.Slice(facts.mask, parts["mask_begin"], parts["mask_end"])
-        # One penalty, never two: it is what rows that see no key are ranked by.
-        hidden = piece if hidden is None else op.Min(hidden, piece)
-    if hidden is not None:
-        held = op.Add(held, hidden, _outputs=["scores_hidden"])
-    return op.Concat(free, held, axis=1, _outputs=["scores_of_block"])
+        return as_they_are(op)
+    if "added" not in parts:
+        return with_added(op)
+    (summed,) = branching(
+        op,
+        op.Cast(parts["added"], to=int(BOOL), _outputs=["something_is_added"]),
+        subgraph(op, with_added, [view("with_added", facts.dtype, "heads", "block", "keys")]),
+        subgraph(op, as_they_are, [view("as_they_are", facts.dtype, "heads", "block", "keys")]),
+        ["scores_of_step"],
+    )
+    return summed
 
 
-def _product(scale: float | None) -> Callable[[Any, Any, Any], Any]:
-    """scale * queries @ keys^T, as one operator."""
-    alpha = {} if scale is None else {"alpha": float(scale)}
+def product(scale: float | None, dtype: ir.DataType) -> Callable[[Any, Any, Any], Any]:
+    """scale * queries @ keys^T."""
 
     def scores(op: Any, queries: Any, keys: Any) -> Any:
-        return op.Gemm(queries, keys, transB=1, _outputs=["scores"], **alpha)
+        summed = op.MatMul(queries, op.Transpose(keys, perm=[0, 2, 1]), _outputs=["scores"])
+        if scale is None:
+            return summed
+        return op.Mul(summed, one_number(op, scale, dtype), _outputs=["scores_scaled"])
 
     return scores

@@ -20,7 +20,7 @@ from ..guards import Rule, mask_of_rows, rule
 from ..sizes import Size
 from ..steps import Steps, Tensors
 from . import thresholds
-from .bias_walk import bias_facts, bias_walk, walk_block
+from .bias_walk import StepSize, bias_facts, bias_walk, step_size
 from .choice import nothing_is_hidden
 from .dense import future_bias, mask_bias
 
@@ -90,20 +90,23 @@ def _walk_all(op: OpBuilder, steps: Steps) -> Results:
     given = _in_four(op, steps)
     rows = replace(steps, tensors=given.tensors)
     Tq, Tv = (op.Shape(t, start=2, end=3) for t in (given.query, given.key))
+    heads = op.Shape(given.query, start=1, end=2)
     if steps.has_dot_scores:
-        block = walk_block(op, Tq, Tv)
+        step = step_size(op, heads, Tq, Tv)
     else:
-        # As many queries as their features, [block, Tv, dim], stay in the cache.
+        # As many queries as their features, [1, block, Tv, dim], stay in the cache.
         dim = op.Shape(given.query, start=3, end=4)
         features = op.Max(op.Mul(Tv, dim), [1], _outputs=["features_of_query"])
         block = op.Div([thresholds.BLOCK_FEATURES], features)
         block = op.Max(op.Min(block, [thresholds.LARGEST_BLOCK]), [1], _outputs=["block"])
+        step = StepSize(op.Constant(value_ints=[1]), block)
     facts = bias_facts(
         op,
         given.bias,
+        heads,
         Tq,
         Tv,
-        block,
+        step,
         causal=steps.config.causal,
         key_mask=given.tensors.value_mask,
         dtype=steps.compute,
@@ -115,8 +118,8 @@ def _walk_all(op: OpBuilder, steps: Steps) -> Results:
         given.value,
         None,
         facts,
-        scores=rows.block_scores,
-        drop=lambda op, weights: rows.drop(op, weights, rank=2),
+        scores=rows.scores,
+        drop=rows.drop,
         weights_wanted=steps.scores_wanted,
     )
     return given.finished(op, results)

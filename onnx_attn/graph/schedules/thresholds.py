@@ -44,5 +44,7 @@ PART_SCORES = 2**22
 # beat rows cut to their lengths.
 SHOWN_ONE_OF = 2
 
-# "The walk over a bias". Queries of a block, where it has not too many scores.
-WALK_BLOCK = 256
+# "The walk over a bias". Scores of one step, of all heads that go together; and the queries of a
+# block, where it has not too many scores.
+WALK_PAIRS = 3 * 2**19
+WALK_BLOCK = 128
