@@ -86,6 +86,7 @@ def bench(
     checked before they are timed. Ends with code 1 if one of our own files is wrong.
     """
     from ..bench.measure import suite
+    from ..bench.measure.turns import Turns
     from ..bench.report.page import report as tables
     from ..bench.report.page import short as short_table
     from ..bench.wholes import measure
@@ -114,11 +115,13 @@ def bench(
         candidates=who,
         wholes=wholes,
         whole_candidates=makers,
-        threads=threads or available_threads(),
+        turns=Turns(
+            threads=threads or available_threads(),
+            processes=processes or (2 if quick else 8),
+            rounds=rounds or (2 if quick else 3),
+            seconds=seconds or (0.02 if quick else 0.1),
+        ),
         quick=quick,
-        processes=processes or (2 if quick else 8),
-        rounds=rounds or (2 if quick else 3),
-        seconds=seconds or (0.02 if quick else 0.1),
         load_seconds=0.3 if quick else 1.0,
     )
     if output is not None and not output.parent.is_dir():

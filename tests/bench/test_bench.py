@@ -21,7 +21,7 @@ from onnx_attn.bench.candidate import Candidate
 from onnx_attn.bench.candidates import candidates
 from onnx_attn.bench.cells import CELLS, QUICK_CELLS, TOLERANCE, Cell
 from onnx_attn.bench.measure import suite, turns
-from onnx_attn.bench.measure.turns import Plan, RefusedError, run_cells, worker
+from onnx_attn.bench.measure.turns import Plan, RefusedError, Turns, run_cells, worker
 from onnx_attn.bench.measure.worker import timed
 from onnx_attn.bench.ours import HEADLINE, SCHEDULES
 from onnx_attn.bench.report.page import far_table, report
@@ -61,14 +61,17 @@ def wrong_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def measure(*cells: Cell, names: list[str], **changes: Any) -> dict[str, Any]:
+FEW = Turns(processes=2, rounds=1, seconds=0.001)
+
+
+def measure(
+    *cells: Cell, names: list[str], turns: dict[str, int] | None = None, **changes: Any
+) -> dict[str, Any]:
     request = suite.Request(
         parts=["cells"],
         cells=cells,
         candidates=suite.choose_candidates(names),
-        processes=2,
-        rounds=1,
-        seconds=0.001,
+        turns=replace(FEW, **(turns or {})),
     )
     return suite.run(replace(request, **changes), lambda _: None)
 
@@ -121,14 +124,14 @@ def test_rows_that_see_no_key_are_told_apart(measured: dict[str, Any]) -> None:
 
 
 def test_a_wrong_file_of_ours_is_told() -> None:
-    data = measure(PLAIN, names=["bare", "wrong:as_ours"], processes=1)
+    data = measure(PLAIN, names=["bare", "wrong:as_ours"], turns={"processes": 1})
     (line,) = suite.wrong_results(data)
     assert PLAIN.name in line
     assert "wrong on purpose" in line
 
 
 def test_a_candidate_that_dies_is_told_and_the_others_go_on() -> None:
-    data = measure(TINY, PLAIN, names=["wrong:dies", "bare"], processes=1)
+    data = measure(TINY, PLAIN, names=["wrong:dies", "bare"], turns={"processes": 1})
     for cell in data["cells"]:
         died = cell["results"]["wrong:dies"]
         assert died["status"] == "failed"
@@ -143,9 +146,7 @@ def test_a_missing_peer_is_named() -> None:
         parts=["cells"],
         cells=[PLAIN],
         candidates=[nobody, *suite.choose_candidates(["dense", "bare"])],
-        processes=1,
-        rounds=1,
-        seconds=0.001,
+        turns=replace(FEW, processes=1),
     )
     data = suite.run(request, lambda _: None)
     page = report(data)
@@ -205,9 +206,7 @@ def test_a_run_keeps_what_it_has_so_far() -> None:
         parts=["cells", "session"],
         cells=[PLAIN],
         candidates=suite.choose_candidates(["bare"]),
-        processes=2,
-        rounds=1,
-        seconds=0.001,
+        turns=FEW,
     )
     kept: list[tuple[int, bool]] = []
 
@@ -239,7 +238,7 @@ def test_memory_session_and_load_run(monkeypatch: pytest.MonkeyPatch) -> None:
         parts=["memory", "session", "load"],
         quick=True,
         load_seconds=0.05,
-        processes=1,
+        turns={"processes": 1},
     )
     for entry in data["memory"]:
         scores = 4 * entry["Tq"] * entry["Tv"]
@@ -324,7 +323,7 @@ def test_the_cells_are_the_ones_a_user_knows() -> None:
 
 
 def test_processes_are_counted_by_size() -> None:
-    plan = Plan([TINY, PLAIN], suite.choose_candidates(["bare"]), 1, 3, 1, 2, 0.001)
+    plan = Plan([TINY, PLAIN], suite.choose_candidates(["bare"]), Turns(1, 3, 1, 2, 0.001))
     (tiny, big) = run_cells(plan, lambda _: None)
     assert len(tiny["results"]["bare"]["turns"]) == 3 * 1
     assert len(big["results"]["bare"]["turns"]) == 1 * 2
@@ -332,7 +331,7 @@ def test_processes_are_counted_by_size() -> None:
 
 def test_turns_know_how_fast_cores_exchange_data() -> None:
     def exchanges(threads: int) -> list[float]:
-        measured = measure(TINY, names=["bare"], threads=threads, processes=1)
+        measured = measure(TINY, names=["bare"], turns={"threads": threads, "processes": 1})
         return [turn["exchange"] for turn in measured["cells"][0]["results"]["bare"]["turns"]]
 
     assert exchanges(1) == [0.0]
@@ -342,7 +341,7 @@ def test_turns_know_how_fast_cores_exchange_data() -> None:
 @pytest.mark.parametrize("far", [False, True])
 def test_rounds_follow_while_no_turn_was_near(far: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns, "is_far", lambda _: far)
-    measured = measure(PLAIN, names=["bare"], threads=2, processes=1, rounds=2)
+    measured = measure(PLAIN, names=["bare"], turns={"threads": 2, "processes": 1, "rounds": 2})
     assert len(measured["cells"][0]["results"]["bare"]["turns"]) == (4 if far else 2)
 
 

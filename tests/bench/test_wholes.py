@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from onnx_attn.bench.measure import suite
-from onnx_attn.bench.measure.turns import Plan
+from onnx_attn.bench.measure.turns import Plan, Turns
 from onnx_attn.bench.report.page import report, short
 from onnx_attn.bench.report.stats import Results
 from onnx_attn.bench.wholes import measure, models
@@ -68,9 +68,7 @@ def data() -> dict[str, Any]:
         parts=["models"],
         wholes=[SMALL],
         whole_candidates=measure.choose_candidates(NAMES),
-        processes=1,
-        rounds=1,
-        seconds=0.001,
+        turns=Turns(processes=1, rounds=1, seconds=0.001),
     )
     return suite.run(request, lambda _: None)
 
@@ -178,7 +176,7 @@ def test_masks_hide_where_they_say() -> None:
 
 
 def test_steps_are_counted() -> None:
-    plan = Plan([SMALL], measure.choose_candidates(["makers:copies"]), 1, 1, 1, 1, 0.001)
+    plan = Plan([SMALL], measure.choose_candidates(["makers:copies"]), Turns(1, 1, 1, 1, 0.001))
     told: list[str] = []
     measure.run(plan, told.append)
     assert len(told) == measure.steps(plan)

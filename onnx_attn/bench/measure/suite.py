@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +21,7 @@ from ..wholes import measure
 from ..wholes.models import Whole
 from . import machine
 from .probes import import_seconds
-from .turns import CAN_PAUSE, Plan, Progress, RefusedError, run_cells, worker
+from .turns import CAN_PAUSE, Plan, Progress, RefusedError, Turns, run_cells, worker
 
 FORMAT = 1
 PARTS = ("cells", "memory", "session", "load")  # and "models", which takes as long as all
@@ -50,22 +50,19 @@ class Request:
     candidates: Sequence[Candidate] = ()
     wholes: Sequence[Whole] = ()
     whole_candidates: Sequence[Candidate] = ()
-    threads: int = 1
+    turns: Turns = field(default_factory=Turns)
     quick: bool = False
-    processes: int = 8
-    rounds: int = 3
-    seconds: float = 0.1
     load_seconds: float = 3.0
 
     def plan(self) -> Plan:
         """The cells' part, with the candidates that are here."""
         here = [candidate for candidate in self.candidates if candidate.missing is None]
-        return Plan(self.cells, here, self.threads, self.processes, 2, self.rounds, self.seconds)
+        return Plan(self.cells, here, self.turns)
 
     def whole_plan(self) -> Plan:
         """The whole models' part, with the candidates that are here."""
         here = [candidate for candidate in self.whole_candidates if candidate.missing is None]
-        return Plan(self.wholes, here, self.threads, self.processes, 2, self.rounds, self.seconds)
+        return Plan(self.wholes, here, self.turns)
 
     def memory_cells(self) -> list[Cell]:
         """1 x T x T x 64, plain and causal."""
@@ -86,7 +83,7 @@ class Request:
 
     def loads(self) -> list[dict[str, Any]]:
         """Clients, sessions and their threads: one session of all threads, several of one."""
-        one = [(clients, 1, self.threads) for clients in CLIENTS]
+        one = [(clients, 1, self.turns.threads) for clients in CLIENTS]
         several = [(max(SESSIONS), sessions, 1) for sessions in SESSIONS]
         return [
             {"clients": c, "sessions": s, "threads": t, "seconds": self.load_seconds}
@@ -99,8 +96,8 @@ class Request:
         counts = {
             "cells": self.plan().steps,
             "memory": len(self.memory_cells()) * len(self.memory_candidates()),
-            "session": self.processes * (2 + len(IMPORTS)),
-            "load": len(LOAD_CELLS) * len(self.loads()) * self.rounds,
+            "session": self.turns.processes * (2 + len(IMPORTS)),
+            "load": len(LOAD_CELLS) * len(self.loads()) * self.turns.rounds,
             "models": measure.steps(self.whole_plan()),
         }
         return sum(counts[part] for part in self.parts)
@@ -141,12 +138,12 @@ def run(
         "machine": machine.describe(),
         "versions": machine.versions(),
         "settings": {
-            "threads": request.threads,
+            "threads": request.turns.threads,
             "quick": request.quick,
-            "processes": request.plan().processes,
-            "big_processes": request.plan().big_processes,
-            "rounds": request.rounds,
-            "seconds": request.seconds,
+            "processes": request.turns.processes,
+            "big_processes": request.turns.big_processes,
+            "rounds": request.turns.rounds,
+            "seconds": request.turns.seconds,
             "tolerance": TOLERANCE,
             "others_paused": CAN_PAUSE,
             "headline": HEADLINE,
@@ -231,10 +228,10 @@ def _memory_of(
         "do": "memory",
         "candidate": candidate.name,
         "cell": asdict(cell),
-        "threads": request.threads,
+        "threads": request.turns.threads,
     }
     try:
-        return _ask_fresh(asked, request.threads)
+        return _ask_fresh(asked, request.turns.threads)
     except RefusedError as refused:
         return {"status": refused.status, "left_out": str(refused)}
 
@@ -242,12 +239,12 @@ def _memory_of(
 def session(request: Request, progress: Progress) -> dict[str, Any]:
     """What the session adds to a run and to an import, a process each time."""
     run: dict[str, list[dict[str, float]]] = {"none": [], "both": []}
-    for _ in range(request.processes):
+    for _ in range(request.turns.processes):
         for masks, found in run.items():
-            asked = {"do": "session", "masks": masks, "threads": request.threads}
-            found.append(_ask_fresh(asked, request.threads))
+            asked = {"do": "session", "masks": masks, "threads": request.turns.threads}
+            found.append(_ask_fresh(asked, request.turns.threads))
             progress(f"session, masks={masks}")
-    return {"run": run, "imports": import_times(request.processes, progress)}
+    return {"run": run, "imports": import_times(request.turns.processes, progress)}
 
 
 def import_times(count: int, progress: Progress = lambda _: None) -> dict[str, list[float]]:
@@ -266,7 +263,7 @@ def import_times(count: int, progress: Progress = lambda _: None) -> dict[str, l
 def load(request: Request, progress: Progress) -> list[dict[str, Any]]:
     """Each of `Request.loads` in turn, in a process of its own; of its rounds the median one."""
     rounds: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for _ in range(request.rounds):
+    for _ in range(request.turns.rounds):
         for cell in LOAD_CELLS:
             for number, asked in enumerate(request.loads()):
                 found = _ask_fresh({"do": "load", "cell": asdict(cell), **asked}, asked["threads"])

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,10 @@ class RefusedError(Exception):
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How much is measured.
+class Turns:
+    """How thoroughly something is measured.
 
     Args:
-        cells: what is computed.
-        candidates: by whom; those that are missing here are left out before.
         threads: threads of every candidate.
         processes: generations of processes for tiny cells.
         big_processes: generations for the others. Inputs lie 64-byte aligned in the first, third,
@@ -53,21 +51,36 @@ class Plan:
         seconds: what a turn lasts, longer where three runs take longer.
     """
 
-    cells: Sequence[Task]
-    candidates: Sequence[Candidate]
-    threads: int
+    threads: int = 1
     processes: int = 8
     big_processes: int = 2
     rounds: int = 3
     seconds: float = 0.1
 
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured in turns.
+
+    Args:
+        cells: what is computed.
+        candidates: by whom; those that are missing here are left out before.
+        turns: how thoroughly.
+    """
+
+    cells: Sequence[Task]
+    candidates: Sequence[Candidate]
+    turns: Turns = field(default_factory=Turns)
+
     def generations(self, cell: Task) -> int:
         """Processes of each candidate that run `cell`."""
-        return self.processes if cell.tiny else min(self.processes, self.big_processes)
+        turns = self.turns
+        return turns.processes if cell.tiny else min(turns.processes, turns.big_processes)
 
     def rounds_of(self, cell: Task) -> int:
         """Turns of each candidate in each generation that runs `cell`."""
-        return 1 if cell.huge else max(1, self.rounds - 1) if cell.tiny else self.rounds
+        rounds = self.turns.rounds
+        return 1 if cell.huge else max(1, rounds - 1) if cell.tiny else rounds
 
     @property
     def steps(self) -> int:
@@ -192,7 +205,7 @@ def run_cells(
         for cell in plan.cells
     ]
     with tempfile.TemporaryDirectory() as folder:
-        for process in range(plan.processes):
+        for process in range(plan.turns.processes):
             turn = _Generation(plan, process, Path(folder), progress)
             turn.run(list(zip(plan.cells, measured, strict=True)))
             keep(measured)
@@ -214,8 +227,8 @@ class _Generation:
 
     def run(self, cells: list[tuple[Task, dict[str, Any]]]) -> None:
         with ExitStack() as stack:
-            if self._plan.threads > 1:
-                self._probe = stack.enter_context(worker(self._plan.threads))
+            if self._plan.turns.threads > 1:
+                self._probe = stack.enter_context(worker(self._plan.turns.threads))
             for number, (cell, measured) in enumerate(cells):
                 if self._process >= self._plan.generations(cell):
                     continue
@@ -237,7 +250,9 @@ class _Generation:
         for candidate in self._plan.candidates:
             running = self._workers.get(candidate.name)
             if running is None or not running.alive:
-                self._workers[candidate.name] = stack.enter_context(worker(self._plan.threads))
+                self._workers[candidate.name] = stack.enter_context(
+                    worker(self._plan.turns.threads)
+                )
 
     def _wanted(self, number: int, cell: Task) -> str:
         path = self._folder / f"{number}.npz"
@@ -263,7 +278,7 @@ class _Generation:
                 "do": "prepare",
                 "candidate": candidate.name,
                 "cell": asdict(cell),
-                "threads": self._plan.threads,
+                "threads": self._plan.turns.threads,
                 "alignment": self._alignment,
                 "wanted": wanted,
             }
@@ -298,7 +313,7 @@ class _Generation:
             if result["status"] in ("ok", "differs"):
                 running.resume()
                 with _noting(result):
-                    turn = running.ask({"do": "time", "seconds": self._plan.seconds})
+                    turn = running.ask({"do": "time", "seconds": self._plan.turns.seconds})
                     running.pause()
                     after = self._exchange()
                     about = {
@@ -318,7 +333,7 @@ class _Generation:
         if self._probe is None:
             return 0.0
         self._probe.resume()
-        ratio = self._probe.ask({"do": "exchange", "threads": self._plan.threads})
+        ratio = self._probe.ask({"do": "exchange", "threads": self._plan.turns.threads})
         self._probe.pause()
         return round(ratio, 4)
 

@@ -52,12 +52,12 @@ def run(
         for graph in dict.fromkeys(whole.graph for whole in wholes):
             write_original(graph, Path(folder))
             graphs[graph] = {
-                candidate.name: _made(graph, candidate, folder, plan.threads, progress)
+                candidate.name: _made(graph, candidate, folder, plan.turns.threads, progress)
                 for candidate in plan.candidates
             }
         costs = [
             {
-                candidate.name: _cost(whole, candidate, plan.threads, progress)
+                candidate.name: _cost(whole, candidate, plan.turns.threads, progress)
                 for candidate in plan.candidates
             }
             for whole in wholes
@@ -77,8 +77,8 @@ def run(
                 "cells": cells,
             }
 
-        turns = replace(plan, cells=wholes)
-        return found(run_cells(turns, progress, lambda cells: keep(found(cells))))
+        in_turns = replace(plan, cells=wholes)
+        return found(run_cells(in_turns, progress, lambda cells: keep(found(cells))))
 
 
 def _ask(request: dict[str, Any], threads: int) -> Any:
