@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from onnx_attn.configuration import numpy_dtype
@@ -25,6 +26,7 @@ from oracle import close, make_layer, weights_for
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parents[1] / "examples"
+PAGE = HERE.parents[1] / "docs/format.md"
 LANGUAGES: dict[str, Any] = {
     "c": languages.C,
     "cpp": languages.Cpp,
@@ -132,14 +134,22 @@ FILES = {
         layer={"use_scale": True, "dtype": "mixed_float16"},
         export={"inputs": "optional", "scale": "input", **SCORES},
     ),
-    # Beyond what docs/schedules.md calls dense.
-    "long": File((2, 200, 180, 8, 4)),
-    "long_causal": File((2, 320, 330, 8, 4), layer={"causal": True}),
-    "long_biased": File(
-        (1, 310, 320, 6, 4), layer={"causal": True}, export={"heads": True, "bias": True}, heads=2
+    "bfloat16": File((2, 5, 6, 7, 3), layer={"dtype": "bfloat16", "use_scale": True}),
+    "no_values": File((2, 3, 0, 4, 5), export=SCORES),
+    # Beyond what docs/schedules.md calls small, and with masks beyond what it calls dense.
+    "long": File((2, 400, 380, 8, 4)),
+    "long_parts": File((2, 400, 400, 8, 4), layer={"causal": True}),
+    "long_causal": File((2, 401, 379, 8, 4), layer={"causal": True}),
+    "long_float64": File(
+        (2, 400, 380, 7, 5), layer={"dtype": "float64", "causal": True}, export=SCORES
     ),
-    "long_concat": File((2, 200, 180, 16, 5), mode="concat", export=SCORES),
-    "long_masked": File((2, 340, 320, 4, 4), export={"key": False, "masks": "value", **SCORES}),
+    "long_biased": File(
+        (1, 400, 380, 6, 4), layer={"causal": True}, export={"heads": True, "bias": True}, heads=2
+    ),
+    "long_heads": File((1, 390, 410, 6, 5), export={"heads": True, **SCORES}, heads=3),
+    "long_concat": File((2, 400, 380, 5, 4), mode="concat", export=SCORES),
+    "long_additive": File((1, 400, 380, 8, 4), mode="additive", export={"scale": "input"}),
+    "long_no_key": File((2, 400, 380, 9, 9), export={"key": False, "masks": "value", **SCORES}),
 }
 
 
@@ -354,8 +364,14 @@ def test_bad_input_is_refused_in_one_line(
     told("batch", value=made.alone["value"][1:])
     told("mask", value_mask=made.given["value_mask"][:, 1:])
     told("bytes", query=made.alone["query"].astype(np.float64))
+    told("bias", bias=made.given["bias"][..., 1:])
+    told("fixed", files["fixed"].path)
     assert "query" in told("query", query=np.empty(0))
     assert "stranger" in told("stranger", stranger=np.zeros((1, 1), np.bool_))
+    short = files["additive_input"]
+    inputs = short.alone | {"scale": short.weights["scale"][1:]}
+    told_scale = consumer.refusal(short.path, inputs, tmp_path / "scale")
+    assert "scale_query_and_key_must_have_the_same_dim" in told_scale
     (tmp_path / "no_bytes").mkdir()
     given = write(made.alone, tmp_path / "no_bytes/in")
     (given / "value.bin").unlink()
@@ -363,6 +379,31 @@ def test_bad_input_is_refused_in_one_line(
         r"error: .*value\.bin.*\n", consumer.run(made.path, given, tmp_path, code=1)
     )
     assert "usage: " in consumer.run(made.path, code=1)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_table_of_the_page_is_what_a_file_has(files: dict[str, Made], name: str) -> None:
+    row = r"^\| `(\w+)` \| (?:input|output|initializer|as)[^|]*\| ([^|]*) \| [^|]* \|$"
+    table = dict(re.findall(row, PAGE.read_text(), re.MULTILINE))
+    assert len(table) == 11
+    file, graph = files[name].file, onnx.load_model(files[name].path).graph
+    tensors = {value.name: value.type.tensor_type for value in (*graph.input, *graph.output)}
+    assert list(tensors) == [name for name in table if name in tensors]
+    for name, tensor in tensors.items():
+        listed = [dims.split(", ") for dims in re.findall(r"`\[(\w[^]]*)\]`", table[name])]
+        other = (name == "value" and "key" not in tensors) or (name == "bias" and file.heads > 0)
+        dims = listed[other] if listed else []
+        if name == "scale" and file.mode != "additive":
+            dims = []
+        if file.heads and dims[:1] == ["batch"]:
+            dims.insert(1, "heads")
+        fixed = file.export.get("dims", {})
+        found = [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
+        assert found == [fixed.get(dim, dim) for dim in dims], name
+        weight = name in ("scale", "concat_score_weight")
+        kind = "float32" if weight and file.policy != file.dtype else file.dtype
+        kind = "bool" if table[name].startswith("bool") else kind
+        assert onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type) == numpy_dtype(kind), name
 
 
 def test_the_pins_are_those_of_the_examples() -> None:

@@ -46,6 +46,14 @@ func count(shape ort.Shape) int {
 	return elements
 }
 
+// The binding wants a byte, even of a tensor without elements.
+func buffer(shape ort.Shape, data []byte, kind ort.TensorElementDataType) (*ort.CustomDataTensor, error) {
+	if len(data) == 0 {
+		data = make([]byte, 1)
+	}
+	return ort.NewCustomDataTensor(shape, data, kind)
+}
+
 // The binding's tensors need an axis: a scalar is a value of its own, and there is none of 16 bits.
 func tensor(name string, kind ort.TensorElementDataType, shape ort.Shape, data []byte) (ort.Value, error) {
 	size, err := sizeOf(kind)
@@ -57,7 +65,7 @@ func tensor(name string, kind ort.TensorElementDataType, shape ort.Shape, data [
 			name, len(data), count(shape)*size)
 	}
 	if len(shape) > 0 {
-		return ort.NewCustomDataTensor(shape, data, kind)
+		return buffer(shape, data, kind)
 	}
 	switch kind {
 	case ort.TensorElementDataTypeBool:
@@ -150,7 +158,7 @@ func supply(input ort.InputOutputInfo, meta metadata) (ort.Value, error) {
 		} else if json.Unmarshal(meta.weights[input.Name], &numbers) != nil {
 			return nil, fmt.Errorf("%s is neither given nor in onnx_attn.weights", input.Name)
 		}
-		for i := range shape { // how long a list is, the file does not say elsewhere
+		for i := range shape {
 			shape[i] = int64(len(numbers))
 		}
 		data = encode(input.DataType, numbers)
@@ -251,6 +259,7 @@ func consume(model, folder, outputFolder string) error {
 	if len(query) < 3 || len(value) < 3 {
 		return errors.New("query and value need at least 3 axes")
 	}
+	data := make([][]byte, len(outputs))
 	buffers := make([]*ort.CustomDataTensor, len(outputs))
 	for i, output := range outputs {
 		last := value[len(value)-1]
@@ -262,7 +271,8 @@ func consume(model, folder, outputFolder string) error {
 		if err != nil {
 			return err
 		}
-		buffers[i], err = ort.NewCustomDataTensor(shape, make([]byte, count(shape)*size), output.DataType)
+		data[i] = make([]byte, count(shape)*size)
+		buffers[i], err = buffer(shape, data[i], output.DataType)
 		if err != nil {
 			return fmt.Errorf("%s: %w", output.Name, err)
 		}
@@ -277,12 +287,12 @@ func consume(model, folder, outputFolder string) error {
 	if err := session.Run(values, results); err != nil {
 		return err
 	}
-	for i, buffer := range buffers {
-		text := strings.Trim(fmt.Sprint([]int64(buffer.GetShape())), "[]")
+	for i, result := range buffers {
+		text := strings.Trim(fmt.Sprint([]int64(result.GetShape())), "[]")
 		if err := os.WriteFile(filepath.Join(outputFolder, outputNames[i]+".shape"), []byte(text), 0o644); err != nil {
 			return err
 		}
-		if err := os.WriteFile(filepath.Join(outputFolder, outputNames[i]+".bin"), buffer.GetData(), 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(outputFolder, outputNames[i]+".bin"), data[i], 0o644); err != nil {
 			return err
 		}
 	}

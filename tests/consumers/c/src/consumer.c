@@ -120,8 +120,7 @@ static void store(const Input *input, void *data, size_t at, double number) {
   }
 }
 
-/* The trained weight of this name: metadata keep {"scale": 0.5} or {"scale": [0.5, ...]}. How long
- * a list is, the file does not say elsewhere. */
+/* The trained weight of this name: metadata keep {"scale": 0.5} or, for [dim], {"scale": [0.5, ...]}. */
 static OrtValue *trained(const OrtMemoryInfo *memory, const OrtModelMetadata *metadata,
                          OrtAllocator *allocator, const Input *input) {
   char *json = NULL, *end, key[64];

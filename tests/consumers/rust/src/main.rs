@@ -85,7 +85,7 @@ impl Input {
         }
     }
 
-    /// A trained weight: metadata keep a number, or a list whose length the file says nowhere else.
+    /// A trained weight: metadata keep a number for a scalar, a list for `[dim]`.
     fn trained(&self, session: &Session, weight: &Json) -> Result<DynTensor> {
         let numbers = match weight {
             Json::Array(list) => list.iter().map(Json::as_f64).collect(),

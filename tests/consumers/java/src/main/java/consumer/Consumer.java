@@ -110,7 +110,6 @@ public final class Consumer {
       double[] numbers = trained(name);
       ByteBuffer data = buffer(numbers.length * info.type.size);
       Arrays.stream(numbers).forEach(number -> put(data, info.type, number));
-      // How long a list is, the file does not say elsewhere.
       long[] shape = Arrays.stream(info.getShape()).map(dim -> numbers.length).toArray();
       return tensor(name, info.type, shape, data.rewind());
     }
@@ -124,7 +123,7 @@ public final class Consumer {
     return tensor(name, info.type, shape, data);
   }
 
-  /** A trained weight: metadata keep {"scale": 0.5} or {"scale": [0.5, ...]}. */
+  /** A trained weight: metadata keep {"scale": 0.5} or, for [dim], {"scale": [0.5, ...]}. */
   private double[] trained(String name) throws OrtException {
     String json = session.getMetadata().getCustomMetadataValue("onnx_attn.weights").orElse("");
     Matcher found = Pattern.compile('"' + name + "\":\\s*\\[?([-+.,eE\\d\\s]+)").matcher(json);
