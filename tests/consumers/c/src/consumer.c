@@ -120,7 +120,7 @@ static void store(const Input *input, void *data, size_t at, double number) {
   }
 }
 
-/* The trained weight of this name: metadata keep {"scale": 0.5} or, for [dim], {"scale": [0.5, ...]}. */
+/* A trained weight: metadata keep {"scale": 0.5} or, for [dim], {"scale": [0.5, ...]}. */
 static OrtValue *trained(const OrtMemoryInfo *memory, const OrtModelMetadata *metadata,
                          OrtAllocator *allocator, const Input *input) {
   char *json = NULL, *end, key[64];
@@ -233,7 +233,8 @@ int main(int argc, char **argv) {
   OrtModelMetadata *metadata;
   check(ort->CreateEnv(ORT_LOGGING_LEVEL_ERROR, "consumer", &env));
   check(ort->CreateSessionOptions(&options));
-  check(ort->SetSessionLogSeverityLevel(options, ORT_LOGGING_LEVEL_FATAL)); /* errors are returned */
+  /* Errors are returned. */
+  check(ort->SetSessionLogSeverityLevel(options, ORT_LOGGING_LEVEL_FATAL));
   check(ort->CreateSession(env, argv[1], options, &session));
   check(ort->GetAllocatorWithDefaultOptions(&allocator));
   check(ort->CreateCpuMemoryInfo(OrtDeviceAllocator, OrtMemTypeDefault, &memory));

@@ -84,7 +84,7 @@ std::vector<char> as_bytes(const std::vector<double>& numbers) {
   return data;
 }
 
-// The trained weight of this name: metadata keep {"scale": 0.5} or, for [dim], {"scale": [0.5, ...]}.
+// A trained weight: metadata keep {"scale": 0.5} or, for [dim], {"scale": [0.5, ...]}.
 Tensor trained(const Ort::ModelMetadata& metadata, const Input& input) {
   Ort::AllocatorWithDefaultOptions allocator;
   const auto json = metadata.LookupCustomMetadataMapAllocated("onnx_attn.weights", allocator);

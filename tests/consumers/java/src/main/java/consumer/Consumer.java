@@ -62,7 +62,7 @@ public final class Consumer {
     System.exit(1);
   }
 
-  /** The binding lists required inputs only, and takes no others: optional ones keep their default. */
+  /** The binding lists required inputs and takes no others: optional ones keep their default. */
   private void run(Path outputs) throws OrtException, IOException {
     refuseStrangers();
     Map<String, OnnxTensor> feed = new HashMap<>();
