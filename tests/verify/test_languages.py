@@ -202,22 +202,24 @@ def test_a_build_that_fails_says_so_and_leaves_nothing(
 # Versions are pinned, registries are not recorded, the wheel carries the sources.
 
 
-def test_the_lock_files_name_public_registries_alone() -> None:
-    lock = tomllib.loads((EXAMPLES / "rust/Cargo.lock").read_text())
+@pytest.mark.parametrize("programs", ["examples", "tests/consumers"])
+def test_the_lock_files_name_public_registries_alone(programs: str) -> None:
+    folder = ROOT / programs
+    lock = tomllib.loads((folder / "rust/Cargo.lock").read_text())
     others = [package for package in lock["package"] if package["name"] != "attention"]
     assert len(others) >= 4
     public = "registry+https://github.com/rust-lang/crates.io-index"
     assert {package["source"] for package in others} == {public}
     assert all("checksum" in package for package in others)
-    manifest = tomllib.loads((EXAMPLES / "rust/Cargo.toml").read_text())
+    manifest = tomllib.loads((folder / "rust/Cargo.toml").read_text())
     ort = manifest["dependencies"]["ort"]
     assert ort["version"].startswith("=")
     assert ort["default-features"] is False
-    module = re.search(r"^require (\S+ v\S+)$", (EXAMPLES / "go/go.mod").read_text(), re.MULTILINE)
+    module = re.search(r"^require (\S+ v\S+)$", (folder / "go/go.mod").read_text(), re.MULTILINE)
     assert module is not None
-    sums = (EXAMPLES / "go/go.sum").read_text().splitlines()
+    sums = (folder / "go/go.sum").read_text().splitlines()
     assert [line.split()[2][:3] for line in sums if line.startswith(module[1])] == ["h1:", "h1:"]
-    pom = (EXAMPLES / "java/pom.xml").read_text()
+    pom = (folder / "java/pom.xml").read_text()
     assert "epositor" not in pom
     plugins = re.findall(r"<plugin>.*?</plugin>", pom, re.DOTALL)
     assert len(plugins) == 5

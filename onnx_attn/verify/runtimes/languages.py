@@ -48,6 +48,14 @@ class _Language:
     environment: dict[str, str]
 
     def start(self, install: bool, report: Report) -> str:
+        sources = self.build(install, report)
+        return self._version(sources, first_line([*self.command, "--version"], self.environment))
+
+    def build(self, install: bool, report: Report) -> dict[str, Path]:
+        """Build the program if it is not in the cache, set `command`; what it was built from.
+
+        Raises RuntimeMissingError as `start`.
+        """
         self.environment = dict(os.environ)
         sources = self.sources()
         for program, how in self.needs.items():
@@ -65,7 +73,7 @@ class _Language:
         title = f"the {self.title} program"
         folder = made(name, title, self.wanted, install, report, make)
         self.command = self._run(folder)
-        return self._version(sources, first_line([*self.command, "--version"], self.environment))
+        return sources
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Answer]:
         return run_programs(self.command, self.environment, tasks)
