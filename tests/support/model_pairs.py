@@ -20,9 +20,10 @@ PADDINGS = ("none", "tails", "front", "gaps", "an empty row")
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The walk in many blocks at small sizes."""
+    """The walk in many blocks at small sizes, and where they are less small in groups of heads."""
     for name in ("WALK_BLOCK", "LARGEST_BLOCK", "SMALLEST_BLOCK"):
         monkeypatch.setattr(thresholds, name, 6)
+    monkeypatch.setattr(thresholds, "WALK_PAIRS", 700)
 
 
 def walked(model: onnx.ModelProto | str) -> onnx.ModelProto:
