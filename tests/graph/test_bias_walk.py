@@ -181,11 +181,13 @@ def test_heads_that_see_other_keys(group: int) -> None:
     for names in (
         ["causal", "front", "nothing", "window"],
         ["tail", "one key", "blocks", "random"],
+        ["tail", "everything", "tail", "front"],
     ):
         shown = [SEEN[name](*grid(*shape[2:])) for name in names]
         for low in PENALTIES.values():
             bias = np.where(shown, 0, np.float32(low)).astype(np.float32)[None]
             assert_same(tensors(shape) | {"bias": bias}, group=group)
+            assert_same(tensors(shape) | {"bias": bias[:, ::-1].copy()}, group=group)
             bias[:, 2] += ADDED["ALiBi"](*grid(*shape[2:])).astype(np.float32)
             both = np.concatenate([bias, bias[:, ::-1]])
             assert_same(tensors(shape) | {"bias": both}, group=group, weights=True)

@@ -298,8 +298,14 @@ def _numbers_of_bias(
     signs = ints(op, *(1 if name == "first" else -1 for name in names))
     count = op.Shape(starts, start=0, end=1)
     lead = op.Concat(batch, heads, count, ints(op, -1, len(names)), axis=0)
-    numbers = op.Reshape(op.Mul(numbers, signs), lead)
-    numbers = op.Mul(reduced(op, "ReduceMin", numbers, 1, 0), signs)
+    of_heads = op.Reshape(op.Mul(numbers, signs), lead)
+    least = reduced(op, "ReduceMin", of_heads, 1, 0)
+    numbers = op.Mul(least, signs)
+    if triangle is None:
+        # What one head does not read, and so adds nothing to, another may.
+        apart = op.Sub(reduced(op, "ReduceMax", of_heads, 1, 0), least)
+        apart = reduced(op, "ReduceMax", apart, -1, 1)
+        numbers = op.Add(numbers, op.Mul(apart, ints(op, 0, 0, 1)))
     numbers = op.Transpose(numbers, perm=[0, 2, 1, 3])  # batch rows, mask rows of each, blocks
     lead = op.Concat(ints(op, -1, 1), count, ints(op, len(names)), axis=0)
     return op.Reshape(numbers, lead, _outputs=["bias_facts"])

@@ -105,3 +105,19 @@ class Window:
         bias = None if self.bias is None else op.Slice(self.bias, *bounds, [0])
         key, value = (op.Slice(part, *bounds, [0]) for part in (self.key, self.value))
         return replace(self, key=key, value=value, bias=bias)
+
+
+def weights_by_row(op: OpBuilder, steps: Steps, batch: Size) -> dict[str, Fact]:
+    """Weights as inputs of the Scan, where that is a node of the main graph.
+
+    What its body reads by name, tools that go from a node to its inputs leave out.
+    """
+    found: dict[str, Fact] = {}
+    for name in ("scale", "concat_score_weight"):
+        weight = getattr(steps.tensors, name)
+        if weight is not None and op.builder.parent is None:
+            dims = steps.config.weight_dims(name)
+            shape = sizes.vector(op, batch, *(1 for _ in dims))
+            every = op.Expand(weight, shape, _outputs=[f"{name}_of_rows"])
+            found[name] = (every, steps.compute, dims)
+    return found

@@ -16,7 +16,7 @@ Three kinds of query rows, each exact:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
@@ -27,7 +27,7 @@ from ..formulas import HIDDEN
 from ..guards import Rule, guarded, mask_of_rows, rule
 from ..sizes import Size
 from ..steps import Steps
-from .blocks import Fact, Window, block_size, ceil_div, lanes_of, mask_facts
+from .blocks import Fact, Window, block_size, ceil_div, lanes_of, mask_facts, weights_by_row
 from .choice import something_is_empty
 from .dense import dense_masked
 from .parts import causal_triangle
@@ -69,16 +69,21 @@ def walk(op: OpBuilder, steps: Steps) -> Results:
         rule_ = Rule.BATCHES
         mask = mask_of_rows(op, tensors.query_mask, batch, queries, "query_mask", rule_)
         rows["query_mask"] = (mask, ir.DataType.BOOL, ("Tq",))
-    if steps.config.causal:
+    if steps.config.causal and not isinstance(plan.block, int):
         shape = sizes.vector(op, plan.block, plan.block)
         plan.triangle = causal_triangle(op, steps, shape)
+    weights = weights_by_row(op, steps, batch)
+    rows |= weights
     views = [
         ir.Value(name=f"{name}_of_row", shape=plan.shape(*dims), type=ir.TensorType(kind))
         for name, (_, kind, dims) in rows.items()
     ]
 
     def row(op: OpBuilder, *views: ir.Value) -> Results:
-        return plan.row(op, **dict(zip(rows, views, strict=True)))
+        given = dict(zip(rows, views, strict=True))
+        tensors = replace(steps.tensors, **{name: given.pop(name) for name in weights})
+        plan.steps = replace(steps, tensors=tensors)
+        return plan.row(op, **given)
 
     results = scanned(
         op,
@@ -123,6 +128,10 @@ class Walk:
         **mask_facts: ir.Value,
     ) -> Results:
         """One batch row: [Tq, dim], [Tv, dim], [Tv, value_dim], bool[Tq], facts of the mask."""
+        if self.steps.config.causal and self.triangle is None:
+            # Of a known size: runtimes compute it once, when they open the file.
+            shape = sizes.vector(op, self.block, self.block)
+            self.triangle = causal_triangle(op, self.steps, shape)
         query = self.steps.prepare_query(op, query)
         if mask_facts:
             results = self.masked_row(op, query, key, value, **mask_facts)
