@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 from ..arrays import Array
+from ..errors import InputError
 from . import cells
 from .candidate import Candidate
 from .candidates import find
@@ -13,6 +15,16 @@ from .wholes import models, optimizers
 from .wholes.models import Whole
 
 Task = Cell | Whole
+AnyTask = TypeVar("AnyTask", Cell, Whole)
+
+
+def named_like(wanted: Sequence[str], known: Sequence[AnyTask], kind: str) -> list[AnyTask]:
+    """Those of `known` whose names contain one of `wanted`, or all. InputError where none does."""
+    chosen = [task for task in known if not wanted or any(word in task.name for word in wanted)]
+    if not chosen:
+        names = ", ".join(task.name for task in known)
+        raise InputError(f"no {kind} is named like {', '.join(wanted)}; {kind}s: {names}")
+    return chosen
 
 
 def task_of(fields: dict[str, Any]) -> Task:

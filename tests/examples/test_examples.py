@@ -15,6 +15,8 @@ from pathlib import Path
 import onnx
 import pytest
 
+import children
+
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 MODELS = ROOT / "models"
@@ -27,18 +29,14 @@ def run(
     *command: str | os.PathLike[str], cwd: Path = ROOT, code: int = 0, stdin: str | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a command; its exit code must be `code`."""
-    done = subprocess.run(
-        [os.fspath(part) for part in command],
+    return children.run(
+        *command,
+        seconds=540,
+        code=code,
+        environment={"PYTHONPATH": str(ROOT)},
         cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=540,
-        check=False,
+        stdin=stdin,
     )
-    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done
 
 
 def python(script: Path, *arguments: str | os.PathLike[str], code: int = 0) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -83,31 +82,32 @@ def layers() -> list[Any]:
     return made
 
 
-def files() -> list[tuple[Any, dict[str, Any]]]:
-    made: list[tuple[Any, dict[str, Any]]] = []
-    for layer in layers():
-        for masks, inputs in itertools.product(
-            ("both", "value", "query", "none"), ("required", "optional")
-        ):
-            for key, scores, training in (
-                (True, False, False),
-                (False, True, False),
-                (True, True, True),
-            ):
-                options = {
-                    "masks": masks,
-                    "inputs": inputs,
-                    "key": key,
-                    "return_attention_scores": scores,
-                    "training": training,
-                    "scale": "input" if layer.get_weights() and masks == "both" else "constant",
-                }
-                made.append((layer, options))
-        made.append((layer, {"heads": True, "training": False}))
-        for schedule in ("auto", "tiled"):
-            options = {"heads": True, "bias": True, "training": True, "schedule": schedule}
-            made.append((layer, options))
+def options_of(layer: Any) -> list[dict[str, Any]]:
+    made: list[dict[str, Any]] = [
+        {
+            "masks": masks,
+            "inputs": inputs,
+            "key": key,
+            "return_attention_scores": scores,
+            "training": training,
+            "scale": "input" if layer.get_weights() and masks == "both" else "constant",
+        }
+        for masks in ("both", "value", "query", "none")
+        for inputs in ("required", "optional")
+        for key, scores, training in (
+            (True, False, False),
+            (False, True, False),
+            (True, True, True),
+        )
+    ]
+    made.append({"heads": True, "training": False})
+    for schedule in ("auto", "tiled"):
+        made.append({"heads": True, "bias": True, "training": True, "schedule": schedule})
     return made
+
+
+def files() -> list[tuple[Any, dict[str, Any]]]:
+    return [(layer, options) for layer in layers() for options in options_of(layer)]
 
 
 def ids(entry: Any) -> str:
@@ -117,8 +117,9 @@ def ids(entry: Any) -> str:
     )
 
 
-def test_every_file_passes_the_checker_and_strict_inference() -> None:
-    for layer, options in files():
+@pytest.mark.parametrize("layer", layers(), ids=lambda layer: ids((layer, {})))
+def test_every_file_passes_the_checker_and_strict_inference(layer: Any) -> None:
+    for options in options_of(layer):
         model = layer.to_onnx(**options)
         onnx.checker.check_model(model, full_check=True)
         onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)

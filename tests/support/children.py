@@ -16,6 +16,7 @@ def run(
     code: int = 0,
     environment: Mapping[str, str] | None = None,
     cwd: Path | None = None,
+    stdin: str | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a command for at most `seconds`; its exit code must be `code`.
 
@@ -24,6 +25,7 @@ def run(
     with subprocess.Popen(
         [os.fspath(part) for part in command],
         cwd=cwd,
+        stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
         env={**os.environ, **(environment or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -31,7 +33,7 @@ def run(
         start_new_session=True,
     ) as child:
         try:
-            out, err = child.communicate(timeout=seconds)
+            out, err = child.communicate(stdin, timeout=seconds)
         except subprocess.TimeoutExpired:
             os.killpg(child.pid, signal.SIGKILL)
             out, err = child.communicate()

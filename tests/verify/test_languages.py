@@ -16,12 +16,14 @@ import tomllib
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
 
+import children
 from onnx_attn.catalogue.build import entry_files
 from onnx_attn.catalogue.entries import CAUSAL_MASKED, MASKED, Case, Entry
 from onnx_attn.configuration import LayerConfig
@@ -287,18 +289,14 @@ def run(
     language: str, *arguments: str | Path, code: int = 0, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a language's program; its exit code must be `code`."""
-    runtime = RUNTIMES[language]
-    done = subprocess.run(
-        [*runtime.command, *map(str, arguments)],  # pyright: ignore
-        env=runtime.environment | environment,  # pyright: ignore
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
+    runtime: Any = RUNTIMES[language]
+    return children.run(
+        *runtime.command,
+        *arguments,
+        seconds=300,
+        code=code,
+        environment=runtime.environment | environment,
     )
-    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done
 
 
 ERROR = r"\d\.\de[+-]\d\d"

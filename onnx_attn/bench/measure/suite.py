@@ -17,6 +17,7 @@ from ..candidate import Candidate
 from ..candidates import candidates, find
 from ..cells import CELLS, QUICK_CELLS, TOLERANCE, Cell
 from ..ours import HEADLINE
+from ..tasks import named_like
 from ..wholes import measure
 from ..wholes.models import Whole
 from . import machine
@@ -105,12 +106,7 @@ class Request:
 
 def choose_cells(wanted: Sequence[str], *, quick: bool) -> list[Cell]:
     """The cells whose names contain one of `wanted`; all for none. Raises InputError for none."""
-    known = QUICK_CELLS if quick else CELLS
-    chosen = [cell for cell in known if not wanted or any(word in cell.name for word in wanted)]
-    if not chosen:
-        names = ", ".join(cell.name for cell in known)
-        raise InputError(f"no cell is named like {', '.join(wanted)}; cells: {names}")
-    return chosen
+    return named_like(wanted, QUICK_CELLS if quick else CELLS, "cell")
 
 
 def choose_candidates(wanted: Sequence[str]) -> list[Candidate]:

@@ -8,21 +8,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ...errors import InputError
 from ..candidate import Candidate
 from ..measure.turns import Plan, Progress, RefusedError, run_cells, worker
+from ..tasks import named_like
 from .models import GRAPH, QUICK_WHOLES, WHOLES, Whole
 from .optimizers import ORIGINAL, candidates, find, give_reason, made, write_original
 
 
 def choose(wanted: Sequence[str], *, quick: bool) -> list[Whole]:
-    """The models at sizes whose names contain one of `wanted`; all for none."""
-    known = QUICK_WHOLES if quick else WHOLES
-    chosen = [whole for whole in known if not wanted or any(word in whole.name for word in wanted)]
-    if not chosen:
-        names = ", ".join(whole.name for whole in known)
-        raise InputError(f"no model is named like {', '.join(wanted)}; models: {names}")
-    return chosen
+    """The models at sizes whose names contain one of `wanted`, or all. InputError for none."""
+    return named_like(wanted, QUICK_WHOLES if quick else WHOLES, "model")
 
 
 def choose_candidates(wanted: Sequence[str]) -> list[Candidate]:
