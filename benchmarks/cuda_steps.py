@@ -64,6 +64,8 @@ def tests() -> None:
         sys.executable,
         "-m",
         "pytest",
+        "-n",
+        "0",  # one process on the device
         "-m",
         "cuda",
         "tests",
