@@ -260,17 +260,10 @@ def test_metadata_and_texts() -> None:
         assert word in model.doc_string
 
 
-def test_same_configuration_same_bytes() -> None:
-    # Seven shares no factor with the options' periods: each value of each comes up.
-    for (layer, options), (again, _) in zip(files()[::7], files()[::7], strict=True):
-        if not isinstance(layer, AdditiveAttention):
-            first = layer.to_onnx(**options).SerializeToString(deterministic=True)
-            assert first == again.to_onnx(**options).SerializeToString(deterministic=True)
-
-
 def test_load_gives_layer_and_bytes_back(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for number, (layer, options) in enumerate(files()):
+        # Seven shares no factor with the options' periods: each value of each comes up.
         if number % 7:
             continue
         layer.set_weights([rng.uniform(-1, 1, w.shape) for w in layer.get_weights()])
