@@ -6,6 +6,8 @@ import os
 import platform
 from pathlib import Path
 
+import onnxruntime
+
 from ...device.threads import available_threads
 from ...version import __version__
 from ..candidate import installed
@@ -42,6 +44,10 @@ def describe() -> dict[str, object]:
 def versions() -> dict[str, str]:
     """Versions of this package and of what it is compared with, as far as installed."""
     found = {name: installed(name) for name in DISTRIBUTIONS}
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        # Both hold the same module: the one that runs counts.
+        if found[name] != onnxruntime.__version__:
+            found[name] = None
     return {"onnx_attn": __version__, **{name: v for name, v in found.items() if v}}
 
 
