@@ -1,29 +1,64 @@
-"""The hand that writes nodes: onnxscript's `OpBuilder`, typed, and the subgraphs of If and Scan."""
+"""The hand that writes nodes: onnxscript's builder, typed, and the subgraphs of If and Scan."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+from typing import Any, cast
 
 import onnx_ir as ir
 
+MARK = "~"
+"""What separates a value's name from its number, until the graph is whole."""
 
-class OpBuilder(Protocol):
-    """What the schedules use of onnxscript's `OpBuilder`: `op.MatMul(a, b)` writes one node.
 
-    Its own annotations leave open what an operator returns; an `ir.Value`, or several.
+class OpBuilder:
+    """Writes nodes: `op.MatMul(a, b)` is one, in the graph at hand.
+
+    onnxscript's own, but no two values have the same name while they are written. Its inference
+    tells the inputs of a node apart by name, and takes the shape of one for that of another.
     """
+
+    def __init__(self, op: Any, numbers: Iterator[int] | None = None) -> None:
+        """`op`: onnxscript's; `numbers`: those of the graph around this one."""
+        self._op = op
+        self.numbers = count() if numbers is None else numbers
 
     @property
     def builder(self) -> Any:
         """The GraphBuilder behind it."""
-        ...
+        return self._op.builder
+
+    @property
+    def version(self) -> int:
+        """The opset."""
+        return self._op.version
+
+    def distinct(self, name: str) -> str:
+        """`name`, and what no other value has."""
+        return f"{name}{MARK}{next(self.numbers)}"
 
     def call_inline(self, function: Any, *args: Any, _outputs: Sequence[str]) -> Any:
         """The nodes of an onnxscript function, written here."""
-        ...
+        names = [self.distinct(name) for name in _outputs]
+        return self._op.call_inline(function, *args, _outputs=names)
 
-    def __getattr__(self, name: str, /) -> Callable[..., Any]: ...
+    def __getattr__(self, kind: str, /) -> Callable[..., Any]:
+        write = getattr(self._op, kind)
+
+        def node(*inputs: Any, _outputs: Sequence[str] = (kind,), **attributes: Any) -> Any:
+            names = [self.distinct(name) for name in _outputs]
+            return write(*inputs, _outputs=names, **attributes)
+
+        return node
+
+
+def chosen_name(value: ir.Value) -> str:
+    """The name that was chosen for what is being written.
+
+    Builder and inliner put paths and "v_" before it, and `OpBuilder` a number after.
+    """
+    return (value.name or "").rsplit("/", 1)[-1].removeprefix("v_").split(MARK)[0]
 
 
 Results = tuple[ir.Value, ...]
@@ -40,7 +75,11 @@ def subgraph(
     inputs: Sequence[ir.Value] = (),
 ) -> ir.Graph:
     """A subgraph for If, Scan or Loop: `trace(op, *inputs)` writes its nodes."""
-    made = op.builder.subgraph(trace, list(inputs), list(outputs), name=outputs[0].name)
+
+    def traced(inner: Any, *given: ir.Value) -> Any:
+        return trace(OpBuilder(inner, op.numbers), *given)
+
+    made = op.builder.subgraph(traced, list(inputs), list(outputs), name=outputs[0].name)
     return cast("ir.Graph", made)
 
 
@@ -49,7 +88,7 @@ def branching(
 ) -> Results:
     """If(condition): what one of two subgraphs gives, under these names."""
     outputs = [
-        ir.Value(name=name, type=one.type, shape=_of_both(one, other))
+        ir.Value(name=op.distinct(name), type=one.type, shape=_of_both(one, other))
         for name, one, other in zip(names, then.outputs, otherwise.outputs, strict=True)
     ]
     branches = [ir.AttrGraph("else_branch", otherwise), ir.AttrGraph("then_branch", then)]
@@ -63,7 +102,7 @@ def scanned(
     length = None if inputs[0].shape is None else inputs[0].shape[0]
     outputs = [
         ir.Value(
-            name=name,
+            name=op.distinct(name),
             type=one.type,
             shape=None if one.shape is None else ir.Shape([length, *one.shape]),
         )

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 from onnxscript import optimizer
 
+from .builder import chosen_name
 from .guards import RULE_KEY
 
 
@@ -165,8 +166,7 @@ def _rename(model: ir.Model) -> None:
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         for output in node.outputs:
             if output.name not in declared:
-                # Builder and inliner put paths and "v_" in front of the name we chose.
-                output.name = fresh((output.name or "").rsplit("/", 1)[-1].removeprefix("v_"))
+                output.name = fresh(chosen_name(output))
         node.name = fresh(node.metadata_props.get(RULE_KEY, node.op_type))
         node.metadata_props.clear()
 

@@ -7,9 +7,11 @@ only a right one fits. Sizes fixed in the file need no rule: the runtime refuses
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from functools import reduce
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import onnx_ir as ir
 
@@ -22,17 +24,23 @@ if TYPE_CHECKING:
 
 RULE_KEY = "onnx_attn.rule"
 
+# Taken off a size for each by which tensors differ: far more than any has, so that less than -1 is
+# left, which no Reshape takes.
+PENALTY = 2**40
+
 
 class Rule(Enum):
     """What shapes have to be. A node that enforces rules has them in its name."""
 
     LENGTHS = "key_and_value_must_have_the_same_length"
     DIMS = "query_and_key_must_have_the_same_dim"
+    FEATURES = "dim_must_not_be_0"
     SCALE_DIM = "scale_query_and_key_must_have_the_same_dim"
     BATCHES = "batches_and_masks_must_fit_the_query"
     VALUE_MASK = "value_mask_must_fit_the_key"
     HEADS = "batches_and_heads_must_fit_the_query"
     BIAS = "bias_must_fit_the_scores"
+    SCALAR = "must_be_one_number"
     FUSED = "query_key_and_value_must_fit"
 
 
@@ -43,6 +51,11 @@ def rule(value: ir.Value, what: str, *rules: Rule) -> ir.Value:
     node.name = "__".join((what, *(each.value for each in rules)))
     node.metadata_props[RULE_KEY] = node.name
     return value
+
+
+def one_number(op: OpBuilder, weight: ir.Value, name: str) -> ir.Value:
+    """A scalar that a caller feeds, as [1]. ONNX Runtime itself takes any shape for a scalar."""
+    return rule(op.Reshape(weight, [1], _outputs=[f"{name}_checked"]), name, Rule.SCALAR)
 
 
 def guarded(op: OpBuilder, steps: Steps) -> Steps:
@@ -85,9 +98,9 @@ def guarded(op: OpBuilder, steps: Steps) -> Steps:
 def batch_of_query(op: OpBuilder, steps: Steps) -> Steps:
     """The same layer on key and value of the query's batch size; others are the runtime's error.
 
-    For queries that are not empty, since a dim of 0 in a Reshape is the tensor's own. Fewest
+    For tensors that all have elements, since a dim of 0 in a Reshape is the tensor's own. Fewest
     operators; but ONNX Runtime then does not know the shape of the scores before a run, for which
-    see `one_batch`.
+    see `batch_misfit`.
     """
     if steps.knows("batch"):
         return steps
@@ -100,30 +113,77 @@ def batch_of_query(op: OpBuilder, steps: Steps) -> Steps:
 
     key = check(tensors.key, "key")
     value = key if tensors.value is tensors.key else check(tensors.value, "value")
-    return replace(steps, tensors=replace(tensors, key=key, value=value))
+    return replace(steps, tensors=replace(tensors, key=key, value=value), filled=True)
 
 
-def one_batch(op: OpBuilder, steps: Steps) -> Steps:
-    """The same layer on tensors of one batch size; others are the runtime's error.
+class Misfit(NamedTuple):
+    """Numbers that have to be 0, and the rules that are broken where one is more."""
+
+    numbers: ir.Value  # int64[1] or [rank]
+    rules: tuple[Rule, ...]
+
+
+def batch_misfit(op: OpBuilder, steps: Steps) -> list[Misfit]:
+    """By how much the batch sizes of query, key and value differ; all of a batch where dim is 0.
 
     For forms that multiply whole tensors, so that MatMul refuses all other shapes that do not fit.
-    Each axis of the value is to be longer by the difference of the batch sizes, so that only none
-    fits. The value bears it: ONNX Runtime then still knows the shape of scores and weights before a
-    run, and its memory planning gives both a place beforehand
-    (https://onnxruntime.ai/docs/performance/tune-performance/memory.html), worth 0.5 of 6 ms at
-    16x512x512x64.
     """
-    if steps.knows("batch"):
+    tensors, rules = steps.tensors, list[Rule]()
+    largest: Any = [1]
+    smallest: list[Any] = [[1]]
+    if not steps.knows("batch"):
+        every = dict.fromkeys((tensors.query, tensors.value, tensors.key))
+        smallest = [op.Shape(tensor, start=0, end=1) for tensor in every]
+        largest = op.Max(*smallest)
+        rules.append(Rule.BATCHES)
+    if not steps.knows("dim") and not steps.knows("batch", "Tq", "Tv"):
+        features = op.Shape(tensors.query, start=2, end=3)
+        smallest.append(op.Mul(features, PENALTY, _outputs=["none_or_many"]))
+        rules.append(Rule.FEATURES)
+    if not rules:
+        return []
+    difference = op.Sub(largest, op.Min(*smallest), _outputs=["batch_difference"])
+    return [Misfit(difference, tuple(rules))]
+
+
+def of_features(op: OpBuilder, steps: Steps) -> Steps:
+    """The same layer on a query of features, where no form asks whether there are elements.
+
+    ONNX Runtime leaves scores of no features as its memory was, from the second batch row on.
+    """
+    if steps.knows("dim") or not steps.knows("batch", "Tq", "Tv"):
         return steps
-    tensors = steps.tensors
-    inputs = [tensors.query, tensors.value]
-    if tensors.key is not tensors.value:
-        inputs.append(tensors.key)
-    batches = [op.Shape(tensor, start=0, end=1) for tensor in inputs]
-    difference = op.Sub(op.Max(*batches), op.Min(*batches), _outputs=["batch_difference"])
-    shape = op.Add(op.Shape(tensors.value), difference, _outputs=["value_shape"])
-    checked = op.Reshape(tensors.value, shape, _outputs=["value_checked"])
-    return replace(steps, tensors=replace(tensors, value=rule(checked, "value", Rule.BATCHES)))
+    query = with_features(op, steps.tensors.query, 3)
+    return replace(steps, tensors=replace(steps.tensors, query=query))
+
+
+def with_features(op: OpBuilder, query: ir.Value, rank: int) -> ir.Value:
+    """A query whose last dim is not 0; another is the runtime's error."""
+    features = op.Shape(query, start=rank - 1, end=rank)
+    none = op.Sub([1], op.Min(features, [1]), _outputs=["no_features"])
+    return refused_unless_zero(op, query, rank, [Misfit(none, (Rule.FEATURES,))], "query")
+
+
+def misfit(op: OpBuilder, shape: Any, wanted: Any, broken: Rule) -> Misfit:
+    """0 for each dim that is as wanted, more than 0 for another: int64[rank]."""
+    difference = op.Sub(shape, wanted, _outputs=["difference"])
+    return Misfit(op.Mul(difference, difference, _outputs=["misfit"]), (broken,))
+
+
+def refused_unless_zero(
+    op: OpBuilder, tensor: ir.Value, rank: int, misfits: Sequence[Misfit], what: str
+) -> ir.Value:
+    """`tensor` as it is, where all misfits are 0.
+
+    A Reshape takes 0 for the tensor's own dim, and no number below -1: so also tensors without
+    elements, which fit any shape of none, are refused. (Where and Equal take twice the time.)
+    """
+    every = [each.numbers for each in misfits]
+    total = reduce(lambda a, b: op.Add(a, b, _outputs=["misfits"]), every)
+    shape = op.Mul(total, op.Constant(value_ints=[-2] * rank), _outputs=["same_or_invalid"])
+    checked = op.Reshape(tensor, shape, _outputs=[f"{what}_checked"])
+    checked.dtype = tensor.dtype
+    return rule(checked, what, *(broken for each in misfits for broken in each.rules))
 
 
 def mask_of_rows(
@@ -139,7 +199,10 @@ def mask_of_rows(
     expanded = rule(op.Expand(mask, shape, _outputs=["mask_expanded"]), name, broken)
     if fits(mask, (batch, length)):
         return expanded
-    return rule(op.Reshape(expanded, shape, _outputs=["mask_of_rows"]), name, broken)
+    if isinstance(batch, int) and isinstance(length, int):
+        return rule(op.Reshape(expanded, shape, _outputs=["mask_of_rows"]), name, broken)
+    misfits = [misfit(op, op.Shape(expanded), shape, broken)]
+    return refused_unless_zero(op, expanded, 2, misfits, name)
 
 
 def fits(mask: ir.Value, axes: tuple[Size | None, ...], exactly: bool = False) -> bool:

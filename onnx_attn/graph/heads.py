@@ -6,22 +6,17 @@ No data moves but that of masks, which every head of a batch row reads: [batch, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import onnx_ir as ir
 
 from . import sizes
 from .builder import OpBuilder, Results
-from .guards import Rule, rule
+from .guards import PENALTY, Rule, rule
+from .sizes import Size
 from .steps import Steps
 
 ROWS = "batch_and_heads"
-
-
-def in_heads(op: OpBuilder, steps: Steps, write: Callable[[OpBuilder, Steps], Results]) -> Results:
-    """What `write` makes of all heads as rows of the batch, in heads again."""
-    return unfolded(op, steps.tensors.query, write(op, folded(op, steps)))
 
 
 def as_rows(steps: Steps) -> Steps:
@@ -35,19 +30,21 @@ def as_rows(steps: Steps) -> Steps:
 def folded(op: OpBuilder, steps: Steps) -> Steps:
     """The same layer on rank 3 tensors; batches or heads that differ are the runtime's error.
 
-    Each tensor is reshaped to the smallest batch times the fewest heads of all: only equal ones
-    fit, since any other has more elements.
+    Each tensor is reshaped to as many rows as all of them have, or else to less than none.
     """
     tensors = steps.tensors
-    every = dict.fromkeys((tensors.query, tensors.value, tensors.key))
-    batch, heads = (
-        known
-        if (known := steps.known.get(name)) is not None
-        else op.Min(*(op.Shape(tensor, start=axis, end=axis + 1) for tensor in every))
-        for axis, name in enumerate(("batch", "heads"))
-    )
-    count = sizes.mul(op, batch, heads, ROWS)
     rows = as_rows(steps)
+    heads: Size
+    if steps.knows("batch", "heads"):
+        heads, count = steps.known["heads"], rows.known["batch"]
+    else:
+        every = dict.fromkeys((tensors.query, tensors.value, tensors.key))
+        leads = [op.Shape(tensor, start=0, end=2) for tensor in every]
+        fewest = op.Min(*leads, _outputs=["fewest"])
+        heads = op.Slice(fewest, [1], [2], _outputs=["head_count"])
+        differences = op.Sub(op.Max(*leads), fewest, _outputs=["differences"])
+        penalty = op.Mul(op.ReduceSum(differences), PENALTY, _outputs=["penalty"])
+        count = op.Sub(op.ReduceProd(fewest), penalty, _outputs=[ROWS])
 
     def fold(tensor: ir.Value, name: str, length: str, width: str) -> ir.Value:
         last = op.Shape(tensor, start=2, end=4)
@@ -61,9 +58,15 @@ def folded(op: OpBuilder, steps: Steps) -> Steps:
         if mask is None or (mask.shape is not None and mask.shape[0] == 1):
             return mask
         own = op.Shape(mask, start=0, end=1)
+        times = sizes.in_graph(heads)
+        if not steps.knows("heads"):
+            # Among no heads every number of rows makes none.
+            batch = op.Shape(tensors.query, start=0, end=1)
+            times = op.Where(op.Equal(own, batch), times, op.Constant(value_ints=[-2]))
         # One row serves all heads as it is.
-        times = op.Where(op.Equal(own, [1]), [1], sizes.in_graph(heads), _outputs=["mask_heads"])
+        times = op.Where(op.Equal(own, [1]), [1], times, _outputs=["mask_heads"])
         of_heads = op.Expand(op.Unsqueeze(mask, [1]), op.Concat([1], times, [1], axis=0))
+        rule(of_heads, name, Rule.BATCHES)
         shape = op.Concat(op.Mul(own, times), op.Shape(mask, start=1, end=2), axis=0)
         flat = op.Reshape(of_heads, shape, allowzero=1, _outputs=[f"{name}_rows"])
         length = None if mask.shape is None else mask.shape[1]

@@ -12,7 +12,8 @@ from ..configuration import IR_OF_OPSET, ExportOptions, LayerConfig
 from ..contract import LayerFile, TensorSpec
 from .builder import OpBuilder, Results
 from .finish import finish
-from .heads import as_rows, in_heads, unfolded
+from .guards import of_features, one_number
+from .heads import as_rows, folded, unfolded
 from .schedules.auto import auto
 from .schedules.biased import BIASED
 from .schedules.dense import dense
@@ -59,16 +60,25 @@ def build_model(file: LayerFile) -> ir.Model:
         kind = ONNX_TYPES[config.floats.weight]
         # Without its shape, or the builder would fold its size: see `Steps.tied`.
         given[name] = builder.input(name, kind)
-    op: OpBuilder = builder.op
-    steps = _steps(config, options, given, {name: weights[name].size for name in constants})
+    op = OpBuilder(builder.op)
+    scalars = {
+        name: one_number(op, given[name], name)
+        for name, spec in specs.inputs.items()
+        if not spec.dims
+    }
+    elements = {name: weights[name].size for name in constants}
+    steps = _steps(config, options, given | scalars, elements)
+    schedule = SCHEDULES[options.schedule]
     if options.bias:
         results = BIASED[options.schedule](op, as_rows(steps) if options.heads else steps)
         if options.heads:
             results = unfolded(op, steps.tensors.query, results)
     elif options.heads:
-        results = in_heads(op, steps, SCHEDULES[options.schedule])
+        results = unfolded(
+            op, steps.tensors.query, schedule(op, of_features(op, folded(op, steps)))
+        )
     else:
-        results = SCHEDULES[options.schedule](op, steps)
+        results = schedule(op, of_features(op, steps))
     for spec, value in zip(specs.outputs.values(), results, strict=True):
         result = value
         if steps.compute != ONNX_TYPES[spec.dtype]:

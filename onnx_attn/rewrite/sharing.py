@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
+from ..graph.builder import OpBuilder
 from .dims import Axis, Dims, Size
 from .placing import move, new_builder
 from .scores import parts
@@ -28,7 +29,7 @@ def share_masks(model: ir.Model, sites: Iterable[Site]) -> None:
         assert site.scores is not None
         wanted |= _shapes_before(parts(site.scores.bias))
     builder = new_builder(model)
-    op: Any = builder.op
+    op: Any = OpBuilder(builder.op)
     for node in sorted(wanted, key=lambda node: str(node.name)):
         source = node.inputs[0]
         sizes = None if source is None or node.domain != "" else dims.vector(node.outputs[0])

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from ..graph.builder import subgraph
+from ..graph.builder import OpBuilder, subgraph
 from ..graph.nodes import reduced, view
 from ..graph.schedules.bias_walk import Facts, bias_walk, product
 from .dims import Dims, equal
@@ -41,7 +41,7 @@ class Splicer:
         self.model = model
         self.dims = Dims(model)
         self.builder = new_builder(model)
-        self.op: Any = self.builder.op
+        self.op: Any = OpBuilder(self.builder.op)
         self.shared = Shared(self.op, self.dims, walk_from)
         self.facts = SharedFacts(self.shared)
         self.placed: list[ir.Value] = []

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnxscript import GraphBuilder
 
+from onnx_attn.graph.builder import OpBuilder
 from onnx_attn.graph.schedules.bias_walk import StepSize, bias_facts, bias_walk, step_size
 
 FLOATS = {"float32": ir.DataType.FLOAT, "float64": ir.DataType.DOUBLE}
@@ -43,7 +44,7 @@ def model_of(
     """The walk, or the dense nodes, as a model of query, key, value, bias and mask."""
     graph = ir.Graph([], [], nodes=[], opset_imports={"": opset}, name="attention")
     builder = GraphBuilder(graph)
-    op, kind = builder.op, FLOATS[dtype]
+    op, kind = OpBuilder(builder.op), FLOATS[dtype]
     query = builder.input("query", kind, ir.Shape(["batch", "heads", "Tq", "dim"]))
     key = builder.input("key", kind, ir.Shape(["batch", "heads", "Tv", "dim"]))
     value = builder.input("value", kind, ir.Shape(["batch", "heads", "Tv", "value_dim"]))
@@ -212,7 +213,7 @@ def test_a_step_takes_as_many_heads_as_fit(
     builder = GraphBuilder(graph)
     given = {"heads": heads, "Tq": Tq, "Tv": Tv}
     values = [builder.input(name, ir.DataType.INT64, ir.Shape([1])) for name in given]
-    step = step_size(builder.op, *values)
+    step = step_size(OpBuilder(builder.op), *values)
     for name, value in (("group", step.heads), ("block", step.block)):
         value.dtype, value.shape = ir.DataType.INT64, ir.Shape([1])
         builder.add_output(value, name)
@@ -323,7 +324,7 @@ def test_a_site_is_lean() -> None:
     """What every further site adds, when the facts are there: at most 60 nodes."""
     graph = ir.Graph([], [], nodes=[], opset_imports={"": 17}, name="attention")
     builder = GraphBuilder(graph)
-    op, kind = builder.op, ir.DataType.FLOAT
+    op, kind = OpBuilder(builder.op), ir.DataType.FLOAT
     query, key, value, bias = (
         builder.input(name, kind, ir.Shape([None] * 4)) for name in ("query", "key", "value", "b")
     )

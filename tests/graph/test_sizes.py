@@ -107,6 +107,16 @@ def test_fixed_files_open(name: str, lengths: tuple[int, int], tmp_path: Path) -
     assert done.returncode == 0, f"exit {done.returncode}: {done.stderr[-600:]}"
 
 
+@pytest.mark.parametrize("length", [301, 333, 511, 701, 1001, 1503])
+def test_uneven_parts_of_known_lengths(length: int) -> None:
+    """Shapes are inferred while a file is written: parts of two lengths add up to all."""
+    for dims in ({"Tq": length, "Tv": length}, {**ALL, "Tq": length, "Tv": length}):
+        for heads in (False, True):
+            for masks in ("none", "both"):
+                model = Attention(causal=True).to_onnx(masks=masks, dims=dims, heads=heads)
+                onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+
+
 def operators(model: onnx.ModelProto) -> list[str]:
     return [node.op_type for node in model.graph.node]
 

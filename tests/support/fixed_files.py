@@ -14,8 +14,9 @@ from onnx_attn.reference import attention
 from oracle import MODES, close, make_layer, weights_for
 
 LEVELS = ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL")
-# Most are short, some long enough for the walk in blocks.
-LENGTHS = (*range(1, 71), 127, 128, 129, 255, 300, 383, 512, 700)
+SHORT = (*range(1, 71), 127, 128, 129, 255)
+# Long enough for parts and blocks, which lengths that no power of 2 divides leave uneven.
+LONG = (300, 301, 331, 333, 383, 512, 509, 643, 700, 703, 1001)
 
 
 class File(NamedTuple):
@@ -39,7 +40,7 @@ def draw_file(seed: int) -> File:
     fused = mode == "dot" and not causal and dtype != "float64"
     schedule = one_of("auto", "auto", "auto", "dense", "tiled", *(["fused"] if fused else []))
     batch, heads, dim, value_dim = (int(rng.integers(1, top)) for top in (5, 4, 17, 17))
-    Tq, Tv = int(one_of(*LENGTHS)), int(one_of(*LENGTHS))
+    Tq, Tv = (int(one_of(*one_of(SHORT, SHORT, LONG))) for _ in range(2))
     if mode != "dot":  # these have Tq x Tv x dim features
         Tq, Tv = min(Tq, 130), min(Tv, 130)
     if one_of(False, True):

@@ -93,15 +93,16 @@ def bias_walk(
         scores = product(scale, facts.dtype)
     batch, heads = (op.Shape(query, start=axis, end=axis + 1) for axis in (0, 1))
     group = op.Shape(facts.kept, start=0, end=1, _outputs=["heads_of_step"])
-    lead = op.Concat(batch, op.Div(heads, group), ints(op, 1, 1), axis=0)
-    table = op.Expand(facts.table, lead)
+    groups = op.Div(heads, group)
+    table = op.Expand(facts.table, op.Concat(batch, groups, ints(op, 1, 1), axis=0))
+    rows = op.Mul(batch, groups, _outputs=["groups_of_batch"])
     query_length = op.Shape(query, start=2, end=3)
     key_length = op.Shape(key, start=2, end=3, _outputs=["key_length"])
     places = numbered(op, op.Max(query_length, key_length))
 
     def grouped(tensor: Any) -> Any:
         """[batch, heads, T, width] as [batch * groups, heads of a step, T, width]: a view."""
-        shape = op.Concat(ints(op, -1), group, op.Shape(tensor, start=2, end=4), axis=0)
+        shape = op.Concat(rows, group, op.Shape(tensor, start=2, end=4), axis=0)
         return op.Reshape(tensor, shape, _outputs=["grouped"])
 
     def of_group(op: Any, query: Any, key: Any, value: Any, table: Any) -> Any:
@@ -150,8 +151,10 @@ def bias_walk(
         subgraph(op, of_group, outputs("Tq"), views),
         ["attended_of_heads", "weights_of_heads"][: 1 + weights_wanted],
     )
-    shape = op.Concat(op.Shape(query, start=0, end=3), ints(op, -1), axis=0)
-    return tuple(op.Reshape(part, shape) for part in found)
+    lead = op.Shape(query, start=0, end=3)
+    return tuple(
+        op.Reshape(part, op.Concat(lead, op.Shape(part, start=3, end=4), axis=0)) for part in found
+    )
 
 
 def _step_scores(

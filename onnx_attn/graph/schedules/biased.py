@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from .. import formulas, sizes
 from ..builder import OpBuilder, Results
-from ..guards import Rule, mask_of_rows, rule
+from ..guards import PENALTY, Rule, mask_of_rows, misfit, refused_unless_zero, rule, with_features
 from ..sizes import Size
 from ..steps import Steps, Tensors
 from . import thresholds
@@ -161,9 +161,9 @@ class _Given:
 def _in_four(op: OpBuilder, steps: Steps) -> _Given:
     """All tensors with an axis of heads; shapes that do not fit are the runtime's error.
 
-    Query, key and value are reshaped to the smallest batch, heads and length of all, which only
-    equal ones fit. Slices and broadcasting would hide a wrong bias: any axis that is neither 1 nor
-    that of the scores makes the shape it is reshaped to larger.
+    Query, key and value are reshaped to the batch, heads and length of all. Slices and broadcasting
+    would hide a wrong bias or mask: so each axis of these that is neither 1 nor that of the scores
+    is refused.
     """
     tensors = steps.in_arithmetic(op).tensors
     assert tensors.bias is not None
@@ -173,26 +173,26 @@ def _in_four(op: OpBuilder, steps: Steps) -> _Given:
         query, value, bias = (op.Unsqueeze(tensor, [1]) for tensor in (query, value, bias))
         key = value if shared else op.Unsqueeze(key, [1])
     every = [query, value] if shared else [query, key, value]
-    axes = op.Min(*(op.Shape(tensor, start=0, end=2) for tensor in every), _outputs=["lead"])
-    length = op.Min(*(op.Shape(tensor, start=2, end=3) for tensor in every[1:]))
+    axes, lead = _of_all(op, [op.Shape(tensor, start=0, end=2) for tensor in every], "lead")
+    lengths = [op.Shape(tensor, start=2, end=3) for tensor in every[1:]]
+    length, keys = _of_all(op, lengths, "key_length")
     queries = op.Shape(query, start=2, end=3, _outputs=["query_length"])
 
     def check(tensor: ir.Value, name: str, length: ir.Value, *rules: Rule) -> ir.Value:
-        shape = op.Concat(axes, length, op.Shape(tensor, start=3, end=4), axis=0)
+        shape = op.Concat(lead, length, op.Shape(tensor, start=3, end=4), axis=0)
         checked = op.Reshape(tensor, shape, allowzero=1, _outputs=[f"{name}_checked"])
         checked.dtype = steps.compute
         return rule(checked, name, *rules)
 
     query = check(query, "query", queries, Rule.HEADS)
-    checked = check(value, "value", length, Rule.LENGTHS, Rule.HEADS)
-    key = checked if shared else check(key, "key", length, Rule.LENGTHS, Rule.HEADS)
+    if not steps.knows("dim"):
+        query = with_features(op, query, 4)
+    checked = check(value, "value", keys, Rule.LENGTHS, Rule.HEADS)
+    key = checked if shared else check(key, "key", keys, Rule.LENGTHS, Rule.HEADS)
     wanted = op.Concat(axes, queries, length, axis=0)
     dims = op.Shape(bias, _outputs=["bias_dims"])
     wanted = op.Where(op.Equal(dims, [1]), [1], wanted, _outputs=["bias_dims_wanted"])
-    shape = op.Add(dims, op.Abs(op.Sub(dims, wanted)))
-    bias = op.Reshape(bias, shape, allowzero=1, _outputs=["bias_checked"])
-    bias.dtype = steps.compute
-    rule(bias, "bias", Rule.BIAS)
+    bias = refused_unless_zero(op, bias, 4, [misfit(op, dims, wanted, Rule.BIAS)], "bias")
     batch: Size = op.Slice(axes, [0], [1])
     masks: dict[str, ir.Value | None] = {}
     for name, size, broken in (
@@ -202,6 +202,19 @@ def _in_four(op: OpBuilder, steps: Steps) -> _Given:
         mask = getattr(tensors, name)
         masks[name] = mask and mask_of_rows(op, mask, batch, size, name, broken)
     return _Given(steps, replace(tensors, **masks), query, key, checked, bias)
+
+
+def _of_all(op: OpBuilder, shapes: list[ir.Value], name: str) -> tuple[ir.Value, ir.Value]:
+    """The smallest sizes of all `shapes`; and the same, less than a Reshape takes if others differ.
+
+    The second is for what has to be alike. What has to fit that is held against the first, so that
+    it is not blamed.
+    """
+    if len(shapes) == 1:
+        return shapes[0], shapes[0]
+    least = op.Min(*shapes, _outputs=["least"])
+    differences = op.Sub(op.Max(*shapes), least, _outputs=["differences"])
+    return least, op.Sub(least, op.Mul(differences, PENALTY), _outputs=[name])
 
 
 def _length(op: OpBuilder, steps: Steps, dim: str) -> Size:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import onnx_ir as ir
 
 from .. import sizes
@@ -12,12 +14,21 @@ from . import thresholds
 
 
 def query_is_small(op: OpBuilder, steps: Steps) -> Truth:
-    """Whether nothing is worth looking at twice. A query of no elements says no."""
+    """Whether nothing is worth looking at twice. A query or a value of no elements says no.
+
+    For products: elements of query or value, the fewer, times Tq. So many there are at most, also
+    where keys are few.
+    """
     size = steps.elements(op, "query", "batch", "Tq", "dim")
     if steps.has_dot_scores:
         times, limit = "Tq", thresholds.SMALL_QUERY
     else:
         times, limit = "Tv", thresholds.DENSE_FEATURES
+    if not isinstance(size, int) and not steps.knows("batch", "Tv", "value_dim"):
+        values = steps.count(op, steps.tensors.value, "value_size")
+        if not steps.has_dot_scores:
+            values = op.Mul(values, limit, _outputs=["none_or_many"])
+        size = op.Min(size, values, _outputs=["elements"])
     work = sizes.mul(op, size, steps.size(op, times), "work")
     if isinstance(work, int):
         return work < limit
@@ -103,20 +114,20 @@ def enough_is_shown(op: OpBuilder, mask: ir.Value) -> ir.Value:
 
 
 def nothing_is_hidden(op: OpBuilder, steps: Steps, *masks: ir.Value) -> Truth:
-    """Whether every mask is [[True]], which stands for no mask.
+    """Whether every mask is [[True]], which stands for no mask: one element, and that is True.
 
-    A True counts 1, a False 2: only a single True sums to 1. An empty mask sums to 0. In integers:
-    converters to float16 leave the target of a Cast as it was.
+    A False behind the last element stands for the first of an empty mask.
     """
     if any(isinstance(dim, int) and dim > 1 for mask in masks for dim in mask.shape or ()):
         return False
-    product = None
+    counts = [op.Size(mask, _outputs=["mask_size"]) for mask in masks]
+    count = reduce(lambda a, b: op.Mul(a, b, _outputs=["mask_sizes"]), counts)
+    answers = [op.Equal(count, steps.tied(op, 1), _outputs=["masks_of_one"])]
+    false = op.Constant(value=ir.tensor([False]))
     for mask in masks:
-        counts = op.Where(mask, 1, 2, _outputs=["hidden_counts_twice"])
-        # keepdims: older runtimes refuse to reduce an empty axis away.
-        total = op.ReduceSum(counts, keepdims=1, _outputs=["mask_total"])
-        product = total if product is None else op.Mul(product, total, _outputs=["mask_totals"])
-    return op.Equal(op.Squeeze(product), steps.tied(op, 1), _outputs=["nothing_is_hidden"])
+        numbers = op.Concat(op.Reshape(mask, [-1]), false, axis=0, _outputs=["mask_in_line"])
+        answers.append(op.Gather(numbers, op.Constant(value_int=0), _outputs=["first_of_mask"]))
+    return reduce(lambda a, b: op.And(a, b, _outputs=["nothing_is_hidden"]), answers)
 
 
 def asked_at_run_time(op: OpBuilder, steps: Steps, size: Size) -> Size:

@@ -8,7 +8,15 @@ import onnx_ir as ir
 
 from .. import formulas
 from ..builder import OpBuilder, Results
-from ..guards import Rule, batch_of_query, fits, one_batch, rule
+from ..guards import (
+    Rule,
+    batch_misfit,
+    batch_of_query,
+    fits,
+    misfit,
+    refused_unless_zero,
+    rule,
+)
 from ..steps import Steps
 from .choice import nothing_is_hidden
 
@@ -24,34 +32,36 @@ def dense(op: OpBuilder, steps: Steps) -> Results:
     attended, *weights = steps.branches(
         op,
         nothing_is_hidden(op, steps, mask),
-        then=("unmasked", lambda op: attend_all(op, one_batch(op, steps.in_arithmetic(op)), False)),
-        otherwise=("masked", lambda op: attend_all(op, one_batch(op, steps.in_arithmetic(op)))),
+        then=("unmasked", lambda op: attend_all(op, steps.in_arithmetic(op), False)),
+        otherwise=("masked", lambda op: attend_all(op, steps.in_arithmetic(op))),
     )
     return (finished(op, steps, attended), *weights)
 
 
 def dense_masked(op: OpBuilder, steps: Steps) -> Results:
     """As `dense`, but a value mask is always added: no If where masks are known to hide."""
-    attended, *weights = attend_all(op, one_batch(op, steps.in_arithmetic(op)))
+    attended, *weights = attend_all(op, steps.in_arithmetic(op))
     return (finished(op, steps, attended), *weights)
 
 
 def small_dense(op: OpBuilder, steps: Steps) -> Results:
-    """As `dense_masked` with fewer operators, for small scores and a query that is not empty."""
-    attended, *weights = attend_all(op, batch_of_query(op, steps.in_arithmetic(op)))
+    """As `dense_masked` with fewer operators, for small scores and tensors that have elements."""
+    steps = batch_of_query(op, steps.in_arithmetic(op))
+    attended, *weights = attend_all(op, steps)
     return (finished(op, steps, attended), *weights)
 
 
 def attend_all(op: OpBuilder, steps: Steps, with_value_mask: bool = True) -> Results:
     """All queries on all keys, before the query mask."""
     tensors = steps.tensors
+    misfits = [] if steps.filled else batch_misfit(op, steps)
     query = steps.prepare_query(op, tensors.query)
     bias = future_bias(op, steps, query)
     if tensors.value_mask is not None and with_value_mask:
         bias = mask_bias(op, steps, bias)
     elif tensors.value_mask is not None:
         steps = steps.unmasked()
-    return steps.attend(op, query, tensors.key, tensors.value, bias)
+    return steps.attend(op, query, tensors.key, tensors.value, bias, misfits)
 
 
 def future_bias(op: OpBuilder, steps: Steps, query: ir.Value) -> ir.Value | None:
@@ -82,7 +92,7 @@ def mask_bias(op: OpBuilder, steps: Steps, future: ir.Value | None) -> ir.Value:
 def finished(op: OpBuilder, steps: Steps, attended: ir.Value) -> ir.Value:
     """`attended`, [batch, Tq, value_dim], under the query mask, if there is one.
 
-    The Reshape refuses a mask that is longer than an axis of 1 and would stretch it.
+    A mask that is longer than an axis of 1 would stretch it: the Reshape refuses that.
     """
     query_mask = steps.tensors.query_mask
     if query_mask is None:
@@ -97,5 +107,7 @@ def finished(op: OpBuilder, steps: Steps, attended: ir.Value) -> ir.Value:
         shape: Any = [steps.known[dim] for dim in ("batch", "Tq", "value_dim")]
     else:
         shape = op.Shape(attended, _outputs=["output_shape"])
-    output = op.Reshape(masked, shape, _outputs=["output_checked"])
-    return rule(output, "output", Rule.BATCHES)
+    if steps.may_be_empty("batch", "Tq", "value_dim"):
+        misfits = [misfit(op, op.Shape(masked), shape, Rule.BATCHES)]
+        return refused_unless_zero(op, masked, 3, misfits, "output")
+    return rule(op.Reshape(masked, shape, _outputs=["output_checked"]), "output", Rule.BATCHES)

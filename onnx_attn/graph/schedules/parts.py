@@ -134,7 +134,8 @@ def short_parts(op: OpBuilder, steps: Steps, count: int) -> Results:
             return scores
         # -1e9 twice weighs what -1e9 once does next to a key that is seen: nothing.
         if number == count - 1:
-            return steps.biased(op, scores, value_bias, queries=rest)
+            masked = op.Add(scores, value_bias, _outputs=["scores_masked"])
+            return steps.of_scores(op, masked, scores, queries=rest)
         until = sizes.in_graph(parts.starts[number + 1])
         hidden = op.Slice(value_bias, [0], until, [2], _outputs=["value_bias_of_part"])
         masked = op.Add(scores, hidden, _outputs=["scores_masked"])
