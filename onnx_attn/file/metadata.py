@@ -53,8 +53,8 @@ def write_metadata(file: LayerFile) -> dict[str, str]:
     if options.needs_onnxruntime:
         metadata[RUNTIME_KEY] = f"onnxruntime, computes in {file.config.floats.compute}"
     if file.weights and options.scale == "input" and options.inputs == "required":
-        lists = {name: weight.astype(np.float64).tolist() for name, weight in file.weights.items()}
-        metadata[WEIGHTS_KEY] = json.dumps(lists, sort_keys=True)
+        numbers = {name: _in_json(weight) for name, weight in file.weights.items()}
+        metadata[WEIGHTS_KEY] = json.dumps(numbers, sort_keys=True, allow_nan=False)
     metadata[METADATA_DIGEST_KEY] = _digest(metadata)
     return metadata
 
@@ -123,6 +123,13 @@ def _fields(kind: type[LayerConfig] | type[ExportOptions], text: str, where: str
             "newer version wrote it. Update onnx_attn, or export the file again with this version"
         )
     return {name: stated[name] for name in dict.fromkeys((*FIRST_FIELDS[kind], *stated))}
+
+
+def _in_json(weight: Array) -> Any:
+    """A weight as a number or a list; JSON has no number that is not finite: "NaN", "Infinity"."""
+    exact = weight.astype(np.float64)
+    named = np.where(np.isnan(exact), "NaN", np.where(exact > 0, "Infinity", "-Infinity"))
+    return np.where(np.isfinite(exact), exact.astype(object), named).tolist()
 
 
 def _weights(config: LayerConfig, text: str) -> dict[str, Array]:

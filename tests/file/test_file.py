@@ -247,6 +247,24 @@ def test_fixed_dims() -> None:
     assert dims_of(without_key.graph.output[0]) == ["batch", "Tq", 8]
 
 
+def test_weights_that_are_not_finite_are_json(tmp_path: Path) -> None:
+    """As strings: most JSON readers refuse a bare NaN, and with it all weights."""
+
+    def no_number(text: str) -> None:
+        raise AssertionError(f"{text} is no JSON")
+
+    scale = np.array([np.nan, np.inf, -np.inf, 0.1, -0.0], np.float32)
+    layer = AdditiveAttention()
+    layer.build(5)
+    layer.set_weights([scale])
+    path = layer.export(tmp_path / "m.onnx", scale="input")
+    metadata = {entry.key: entry.value for entry in onnx.load_model(path).metadata_props}
+    written = json.loads(metadata["onnx_attn.weights"], parse_constant=no_number)["scale"]
+    assert written == ["NaN", "Infinity", "-Infinity", float(np.float32(0.1)), -0.0]
+    (read,) = AdditiveAttention.load(path).get_weights()
+    assert read.tobytes() == scale.tobytes()
+
+
 def test_metadata_and_texts() -> None:
     layer = Attention(use_scale=True, causal=True, name="decoder")
     model = layer.to_onnx(return_attention_scores=True)

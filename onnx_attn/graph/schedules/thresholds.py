@@ -5,8 +5,8 @@ docs/schedules.md has the measurements behind each, under the heading named besi
 
 from __future__ import annotations
 
-# "Dense or not". Query elements times Tq, which is what scores of a sequence with itself take, up
-# to which an If costs more than a pass over masks that hide nothing.
+# "Dense or not". Elements of query or value, the fewer, times Tq, which is what scores of a
+# sequence with itself take, up to which an If costs more than a pass over masks that hide nothing.
 SMALL_QUERY = 2**20
 
 # "Dense or not". Scores of one batch row up to which the dense form wins: over causal ones, over
