@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 RULE_KEY = "onnx_attn.rule"
 
-# Taken off a size for each by which tensors differ: far more than any has, so that less than -1 is
-# left, which no Reshape takes.
-PENALTY = 2**40
+# Taken off a size for each by which tensors differ: more than any has, so that less than -1 is
+# left, which no Reshape takes. Runtimes that compute shapes in 32 bits know the number.
+PENALTY = 2**30
 
 
 class Rule(Enum):
@@ -129,20 +129,19 @@ def batch_misfit(op: OpBuilder, steps: Steps) -> list[Misfit]:
     For forms that multiply whole tensors, so that MatMul refuses all other shapes that do not fit.
     """
     tensors, rules = steps.tensors, list[Rule]()
-    largest: Any = [1]
-    smallest: list[Any] = [[1]]
+    batches: list[Any] = [[steps.known.get("batch")]]
     if not steps.knows("batch"):
         every = dict.fromkeys((tensors.query, tensors.value, tensors.key))
-        smallest = [op.Shape(tensor, start=0, end=1) for tensor in every]
-        largest = op.Max(*smallest)
+        batches = [op.Shape(tensor, start=0, end=1) for tensor in every]
         rules.append(Rule.BATCHES)
+    largest = op.Max(*batches) if len(batches) > 1 else batches[0]
     if not steps.knows("dim") and not steps.knows("batch", "Tq", "Tv"):
         features = op.Shape(tensors.query, start=2, end=3)
-        smallest.append(op.Mul(features, PENALTY, _outputs=["none_or_many"]))
+        batches.append(op.Mul(batches[0], features, _outputs=["none_or_a_batch_at_least"]))
         rules.append(Rule.FEATURES)
     if not rules:
         return []
-    difference = op.Sub(largest, op.Min(*smallest), _outputs=["batch_difference"])
+    difference = op.Sub(largest, op.Min(*batches), _outputs=["batch_difference"])
     return [Misfit(difference, tuple(rules))]
 
 
