@@ -247,6 +247,21 @@ def test_fixed_dims() -> None:
     assert dims_of(without_key.graph.output[0]) == ["batch", "Tq", 8]
 
 
+@pytest.mark.parametrize(
+    "layer", [Attention(), Attention(causal=True), Attention(score_mode="concat")]
+)
+@pytest.mark.parametrize("form", [{}, {"heads": True}, {"bias": True}])
+def test_numbers_of_dense_files_have_32_bits(layer: Any, form: dict[str, bool]) -> None:
+    """OpenVINO and tract compute shapes in 32 bits: more came out as sizes that no tensor has."""
+    model = layer.to_onnx(schedule="dense", **form)
+    tensors = [*model.graph.initializer]
+    for node in nodes_of(model.graph):
+        tensors += [attribute.t for attribute in node.attribute if attribute.HasField("t")]
+    numbers = [numpy_helper.to_array(t) for t in tensors if t.data_type == TensorProto.INT64]
+    assert numbers
+    assert all(abs(int(number)) < 2**31 for array in numbers for number in array.reshape(-1))
+
+
 def test_weights_that_are_not_finite_are_json(tmp_path: Path) -> None:
     """As strings: most JSON readers refuse a bare NaN, and with it all weights."""
 
