@@ -53,9 +53,9 @@ def rule(value: ir.Value, what: str, *rules: Rule) -> ir.Value:
     return value
 
 
-def one_number(op: OpBuilder, weight: ir.Value, name: str) -> ir.Value:
+def checked_scalar(op: OpBuilder, scalar: ir.Value, name: str) -> ir.Value:
     """A scalar that a caller feeds, as [1]. ONNX Runtime itself takes any shape for a scalar."""
-    return rule(op.Reshape(weight, [1], _outputs=[f"{name}_checked"]), name, Rule.SCALAR)
+    return rule(op.Reshape(scalar, [1], _outputs=[f"{name}_checked"]), name, Rule.SCALAR)
 
 
 def guarded(op: OpBuilder, steps: Steps) -> Steps:
@@ -129,12 +129,15 @@ def batch_misfit(op: OpBuilder, steps: Steps) -> list[Misfit]:
     For forms that multiply whole tensors, so that MatMul refuses all other shapes that do not fit.
     """
     tensors, rules = steps.tensors, list[Rule]()
-    batches: list[Any] = [[steps.known.get("batch")]]
-    if not steps.knows("batch"):
+    batches: list[Any]
+    if steps.knows("batch"):
+        batches = [[steps.known["batch"]]]
+        largest: Any = batches[0]
+    else:
         every = dict.fromkeys((tensors.query, tensors.value, tensors.key))
         batches = [op.Shape(tensor, start=0, end=1) for tensor in every]
+        largest = op.Max(*batches)
         rules.append(Rule.BATCHES)
-    largest = op.Max(*batches) if len(batches) > 1 else batches[0]
     if not steps.knows("dim") and not steps.knows("batch", "Tq", "Tv"):
         features = op.Shape(tensors.query, start=2, end=3)
         batches.append(op.Mul(batches[0], features, _outputs=["none_or_a_batch_at_least"]))

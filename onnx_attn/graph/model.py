@@ -12,7 +12,7 @@ from ..configuration import IR_OF_OPSET, ExportOptions, LayerConfig
 from ..contract import LayerFile, TensorSpec
 from .builder import OpBuilder, Results
 from .finish import finish
-from .guards import of_features, one_number
+from .guards import checked_scalar, of_features
 from .heads import as_rows, folded, unfolded
 from .schedules.auto import auto
 from .schedules.biased import BIASED
@@ -62,7 +62,7 @@ def build_model(file: LayerFile) -> ir.Model:
         given[name] = builder.input(name, kind)
     op = OpBuilder(builder.op)
     scalars = {
-        name: one_number(op, given[name], name)
+        name: checked_scalar(op, given[name], name)
         for name, spec in specs.inputs.items()
         if not spec.dims
     }
